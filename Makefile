@@ -1,0 +1,51 @@
+# make demo   a portrait and a recorded voice become demo.mp4
+# make test   the test suite
+# make lint   ruff and pyright
+# make clean  removes what these commands made, except the virtual environment
+#
+# Needs Python >= 3.11 and a package registry. PYTHON=python3.12 chooses the interpreter, VENV=DIR the virtual environment
+# (an existing one is used as it is), PYTEST_ARGS="-m slow" passes on to pytest.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+ASSETS := fantasy_core/miniature/assets
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed-core
+	$(BIN)/python -m fantasy_core.animate --portrait $(ASSETS)/portrait.png --audio $(ASSETS)/voice.flac --out demo.mp4
+	$(BIN)/python -m fantasy_core.sheet demo.mp4 --out demo.png
+	@echo "demo: the video with sound is $(CURDIR)/demo.mp4, its frames at a glance are $(CURDIR)/demo.png"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf demo.mp4 demo.png build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Each stamp is the record of a finished installation; it is made anew when what is to be installed changes.
+$(VENV)/.installed-core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setup: installing the library into $(VENV) (once; a few minutes)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setup: installing the library and its test tools into $(VENV) (once; a few minutes)"
+	$(PIP) --editable ".[train,dev]"
+	@touch $@ $(VENV)/.installed-core
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here. Install Python >= 3.11 or name one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed. Name another one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: $(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
