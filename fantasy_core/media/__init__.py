@@ -1,0 +1,23 @@
+"""Images, videos and sound in and out (Pillow, PyAV), always placed by their timestamps.
+
+Pictures are float tensors in [0, 1], [3, H, W]; sound is float32 numpy [channels, samples] at its own rate. Reading and
+writing are streamed: memory does not grow with the length of a video. Every fault of a user's file is a UserError.
+"""
+
+from .files import check_file, replacing
+from .images import contact_sheet, fit_image, parse_size, read_image
+from .read import rational, read_audio, read_video
+from .write import VideoWriter
+
+__all__ = [
+    "VideoWriter",
+    "check_file",
+    "contact_sheet",
+    "fit_image",
+    "parse_size",
+    "rational",
+    "read_audio",
+    "read_image",
+    "read_video",
+    "replacing",
+]
