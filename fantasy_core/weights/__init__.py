@@ -1,0 +1,24 @@
+"""Weights in and out: strict, memory-mapped, pickles never run, files written atomically.
+
+Every layout is tested with small files written in exactly that layout; unverified with the real files.
+"""
+
+from .fantasytalking import Report, load_fantasytalking, load_projection, open_fantasytalking
+from .files import TensorSet, open_tensors, tensors_hash
+from .saving import save_tensors
+from .wan import WanFiles, dit_config, find_wan, load_dit
+
+__all__ = [
+    "Report",
+    "TensorSet",
+    "WanFiles",
+    "dit_config",
+    "find_wan",
+    "load_dit",
+    "load_fantasytalking",
+    "load_projection",
+    "open_fantasytalking",
+    "open_tensors",
+    "save_tensors",
+    "tensors_hash",
+]

@@ -1,0 +1,47 @@
+"""Weight files, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ..errors import UserError
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file beside `path` and rename it: readers see the old file or the whole new one.
+
+    A failed write (full disk, file size limit, no permission) leaves nothing behind and raises UserError.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
+    try:
+        save_file(ready, beside, metadata=dict(metadata or {}) or None)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path.name} could not be written",
+            got=f"{error}; {_free(path.parent)}",
+            expected=f"{size / 1e6:.1f} MB of space in a writable folder",
+            do=f"free space in {path.parent}, or write elsewhere; nothing half-written was left",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free" if folder.is_dir() else f"no folder {folder}"
