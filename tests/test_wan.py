@@ -7,56 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from small_dits import TINY, audio_tokens, inputs, meta_dit, random_dit, without_audio
 
 from fantasy_core.audio import AudioTokens
 from fantasy_core.errors import UserError
 from fantasy_core.wan import PRESETS, WanConfig, WanDiT, sinusoid
 from fantasy_core.weights.names import from_diffusers, to_diffusers
 
-TINY = PRESETS["tiny"]
 VARIANTS = {
     "image and clip": replace(TINY, text_len=512),
     "image without clip": replace(TINY, text_len=512, clip_dim=0),
     "text to video": replace(TINY, text_len=512, clip_dim=0, in_dim=16, num_heads=2),
 }
-
-
-def random_dit(config: WanConfig, seed: int = 0) -> WanDiT:
-    """Every parameter random, at a scale that keeps activations near 1: zero-initialised parts would hide errors."""
-    dit, generator = WanDiT(config), torch.Generator().manual_seed(seed)
-    for name, parameter in dit.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        scale = 0.2 if parameter.ndim == 1 or "modulation" in name else parameter[0].numel() ** -0.5
-        parameter.data = noise * scale + (".norm" in name and name.endswith("weight"))
-    return dit.eval()
-
-
-def inputs(config: WanConfig, batch: int = 2, size=(3, 4, 6), text: int = 4) -> dict:
-    condition = torch.randn(batch, config.condition_dim, *size) if config.condition_dim else None
-    return {
-        "latents": torch.randn(batch, config.out_dim, *size),
-        "timestep": torch.tensor([987.3, 12.5, 500.0])[:batch],
-        "text": torch.randn(batch, text, config.text_dim),
-        "condition": condition,
-        "clip": torch.randn(batch, 257, config.clip_dim) if config.clip_dim else None,
-    }
-
-
-def audio_tokens(config: WanConfig, batch: int = 2, frames: int = 3, rows: int = 7) -> AudioTokens:
-    """Random windows whose real rows come first, the rest zero, as audio.window makes them."""
-    lengths = torch.tensor([[2, rows, 5], [rows, 1, 4]])[:batch, :frames]
-    real = torch.arange(rows) < lengths[:, :, None]
-    return AudioTokens(torch.randn(batch, frames, rows, config.audio_token_dim) * real[..., None], lengths)
-
-
-def without_audio(config: WanConfig) -> WanConfig:
-    return replace(config, audio_dim=0, audio_token_dim=0)
-
-
-def meta_dit(config: WanConfig) -> WanDiT:
-    with torch.device("meta"):
-        return WanDiT(config)
 
 
 def diffusers_wan(dit: WanDiT):
@@ -112,92 +74,6 @@ def test_short_text_is_padded_with_zeros():
     given = inputs(TINY, text=2)
     padded = torch.cat([given["text"], torch.zeros(2, TINY.text_len - 2, TINY.text_dim)], dim=1)
     assert torch.equal(dit(**given), dit(**{**given, "text": padded}))
-
-
-def naive_audio(processor: nn.Module, q: torch.Tensor, audio: AudioTokens, num_heads: int) -> torch.Tensor:
-    """FantasyTalking's audio attention for q [B, S, D]: per sample, frame and head, over the real rows only."""
-    out, width = torch.zeros_like(q), q.shape[2] // num_heads
-    frames, per_frame = audio.tokens.shape[1], q.shape[1] // audio.tokens.shape[1]
-    for b in range(q.shape[0]):
-        for f in range(frames):
-            rows = audio.tokens.shape[2] if audio.lengths is None else int(audio.lengths[b, f])
-            k = audio.tokens[b, f, :rows] @ processor.k_proj.weight.T
-            v = audio.tokens[b, f, :rows] @ processor.v_proj.weight.T
-            seen = slice(f * per_frame, (f + 1) * per_frame)
-            for head in range(num_heads):
-                part = slice(head * width, (head + 1) * width)
-                weights = torch.exp(q[b, seen, part] @ k[:, part].T / math.sqrt(width))
-                out[b, seen, part] = weights / weights.sum(1, keepdim=True) @ v[:, part]
-    return out
-
-
-def add_naive_audio(dit: WanDiT, audio: AudioTokens, scale: float) -> None:
-    """Hooks: what norm_q of a cross-attention returns is the query; what `o` receives gets the scaled audio."""
-    for block in dit.blocks:
-        attention, seen = block.cross_attn, {}
-        attention.norm_q.register_forward_hook(lambda module, args, out, seen=seen: seen.update(q=out))
-        attention.o.register_forward_pre_hook(
-            lambda module, args, attention=attention, seen=seen: (
-                args[0] + scale * naive_audio(attention.processor, seen["q"], audio, dit.config.num_heads),
-            )
-        )
-
-
-@pytest.mark.parametrize("masked", [True, False])
-@torch.no_grad()
-def test_audio_equals_naive_loops(masked):
-    given, audio = inputs(TINY), audio_tokens(TINY)
-    audio = audio if masked else AudioTokens(audio.tokens, None)
-    expected = random_dit(TINY)
-    add_naive_audio(expected, audio, 0.7)
-    dit = random_dit(TINY)
-    ours = dit(**given, audio=audio, audio_scale=0.7)
-    assert (ours - expected(**given)).abs().max() <= 2e-5
-    assert (ours - dit(**given)).abs().max() > 0.1  # the audio matters
-
-
-@torch.no_grad()
-def test_masked_rows_are_never_seen_and_unmasked_zeros_dilute():
-    dit, given, audio = random_dit(TINY), inputs(TINY), audio_tokens(TINY)
-    padding = torch.arange(7) >= audio.lengths[:, :, None]
-    spoiled = AudioTokens(audio.tokens + 100.0 * padding[..., None], audio.lengths)
-    masked = dit(**given, audio=audio)
-    assert torch.equal(masked, dit(**given, audio=spoiled))
-    assert (masked - dit(**given, audio=AudioTokens(audio.tokens, None))).abs().max() > 0.01
-
-
-@torch.no_grad()
-def test_a_latent_frame_hears_its_own_window_only():
-    """In a model of one block nothing after the audio mixes frames: new tokens for frame 1 change frame 1 alone."""
-    dit, given, audio = random_dit(replace(TINY, num_layers=1)), inputs(TINY), audio_tokens(TINY)
-    changed = AudioTokens(audio.tokens.clone(), audio.lengths)
-    changed.tokens[:, 1] += torch.randn(2, 1, TINY.audio_token_dim)
-    difference = (dit(**given, audio=audio) - dit(**given, audio=changed)).abs().amax((0, 1, 3, 4))
-    assert difference[1] > 0.01
-    assert difference[0] == difference[2] == 0
-
-
-@torch.no_grad()
-def test_audio_scale():
-    """[B] scales each sample as separate calls do; 0, as a number or in a tensor, is exactly no audio."""
-    dit, given, audio = random_dit(TINY), inputs(TINY), audio_tokens(TINY)
-    silent = dit(**given)
-    both = dit(**given, audio=audio, audio_scale=torch.tensor([0.0, 2.5]))
-    assert torch.equal(both[0], silent[0])
-    assert (both[1] - dit(**given, audio=audio, audio_scale=2.5)[1]).abs().max() <= 1e-5
-    assert torch.equal(dit(**given, audio=audio, audio_scale=0), silent)
-    assert torch.equal(dit(**given, audio=audio, audio_scale=torch.zeros(2)), silent)
-
-
-def test_training_starts_silent_and_still_learns_audio():
-    """Fresh weights: velocity 0 (zero head); with another head, audio changes nothing yet, yet v_proj can learn."""
-    dit, given, audio = WanDiT(TINY), inputs(TINY), audio_tokens(TINY)
-    assert not dit(**given).any()
-    nn.init.normal_(dit.head.head.weight)
-    out = dit(**given, audio=audio)
-    assert torch.equal(out, dit(**given))
-    out.square().mean().backward()
-    assert dit.blocks[0].cross_attn.processor.v_proj.weight.grad.abs().max() > 0
 
 
 def test_checkpointing_gives_the_same_gradients():
