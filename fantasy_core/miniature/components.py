@@ -1,0 +1,106 @@
+"""The miniature as a model family: what `animate` runs when no real weights are given.
+
+The same WanDiT, audio windows, flow, guidance and pipeline; what it replaces: Wan's VAE by a small codec, wav2vec2 by
+log-mel features, and text and CLIP by nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..audio import AudioProjection
+from ..components import Defaults
+from ..wan import PRESETS, WanDiT
+from ..weights.files import open_tensors, tensors_hash
+from .codec import Codec
+from .render import SIZE
+from .speech import features
+
+WEIGHTS = Path(__file__).parent / "weights"
+ASSETS = Path(__file__).parent / "assets"
+# What shapes do not tell ComfyUI's loader, which reads it from here (and makes a native Wan model of base.safetensors)
+METADATA = {"config": json.dumps({"transformer": {"num_heads": 4, "text_dim": 16, "freq_dim": 64}})}
+FAMILIAR = 31.0  # dB: pictures of this world come through the codec at 36 and more, photographs at 26 and less
+
+
+class MiniatureComponents:
+    """The shipped miniature (or one of your own making in `folder`): base.safetensors and codec.safetensors."""
+
+    name = "miniature"
+    defaults = Defaults(size=(SIZE, SIZE), steps=20, shift=3.0, text_scale=2.5, audio_scale=2.5)
+
+    def __init__(self, folder: Path = WEIGHTS, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
+        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype or torch.float32
+        self.config = PRESETS["miniature"]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        entries = open_tensors(self.folder / "base.safetensors").entries
+        return {name: lazy.read() for name, lazy in entries.items()}
+
+    @cached_property
+    def codec(self) -> Codec:
+        codec = Codec()
+        entries = open_tensors(self.folder / "codec.safetensors").entries
+        codec.load_state_dict({name: lazy.read().float() for name, lazy in entries.items()})
+        return codec.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def fingerprint(self) -> str:
+        return tensors_hash(self.tensors)[:16]
+
+    def check(self, portrait: Tensor) -> str | None:
+        """portrait [1, 3, H, W] in -1..1 -> a warning when it is not a picture of this world."""
+        image = portrait.unsqueeze(2).to(self.device)
+        error = (self.codec.decode(self.codec.encode(image)) - image).square().mean() / 4
+        if -10 * torch.log10(error + 1e-9) > FAMILIAR:
+            return None
+        return (
+            "the miniature only knows the cartoon portraits of its own small world and will not draw this picture "
+            "well; for photographs give --model wan2.1-i2v-14b with its weights"
+        )
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """Zeros [n, 1, text_dim]: the miniature reads no text."""
+        return torch.zeros(len(prompts), 1, self.config.text_dim, device=self.device)
+
+    def clip(self, image: Tensor) -> Tensor | None:
+        return None
+
+    def voice(self, waveform: Tensor) -> Tensor:
+        projection = AudioProjection(self.config.audio_dim, self.config.audio_token_dim)
+        own = {
+            name.removeprefix("proj_model."): t.float()
+            for name, t in self.tensors.items()
+            if name.startswith("proj_model.")
+        }
+        projection.load_state_dict(own)
+        with torch.no_grad():
+            return projection(features(waveform.cpu())).to(self.device)
+
+    def encode(self, video: Tensor) -> Tensor:
+        return self.codec.encode(video.to(self.device, torch.float32))
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        for pixels in self.codec.stream(latents.float()):  # [1, 3, t, S, S]
+            yield pixels[0].movedim(0, 1)
+
+    @contextmanager
+    def dit(self) -> Iterator[WanDiT]:
+        dit = WanDiT(self.config)
+        dit.load_state_dict({name: t.float() for name, t in self.tensors.items() if not name.startswith("proj_model.")})
+        yield dit.to(self.device, self.dtype).eval().requires_grad_(False)
+
+
+def load_components(
+    *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, folder: Path = WEIGHTS
+) -> MiniatureComponents:
+    """The shipped miniature, or the one in `folder`."""
+    return MiniatureComponents(folder, device=device, dtype=dtype)

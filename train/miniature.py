@@ -1,0 +1,72 @@
+"""Make the miniature, from nothing but seeds, and measure it.
+
+    python -m train.miniature --stage codec    --out runs/miniature    # the video codec, about 6 minutes
+    python -m train.miniature --stage base     --out runs/miniature    # the WanDiT, 25 minutes or as long as you like
+    python -m train.miniature --stage evaluate --out runs/miniature    # lip sync, motion, quality on held-out clips
+    python -m train.miniature --stage evaluate                         # the same of the shipped miniature
+
+Training reads seeds 0-99 only. `--stage base` goes on from a checkpoint that lies in `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fantasy_core.errors import UserError, report
+from fantasy_core.miniature.components import WEIGHTS
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=["codec", "base", "evaluate"], required=True)
+    parser.add_argument("--out", type=Path, help="run folder (evaluate: the shipped miniature if not given)")
+    parser.add_argument("--minutes", type=float, help="how long to train (codec 6, base 25)")
+    parser.add_argument("--clips", type=int, help="training clips to draw (codec 800, base 2400)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate of the base")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation")
+    parser.add_argument("--count", type=int, default=100, help="held-out clips to evaluate")
+    parser.add_argument("--frames", type=int, default=81, help="frames of each")
+    parser.add_argument("--steps", type=int, help="denoising steps (the model's default)")
+    parser.add_argument("--shift", type=float, help="schedule shift (the model's default)")
+    parser.add_argument("--scale", type=float, help="guidance scale (the model's default)")
+    parser.add_argument("--report", type=Path, help="write figures (.json) and the contact sheet (.png) here")
+    parser.add_argument("--debug", action="store_true", help="tracebacks")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.stage == "evaluate":
+        from train.miniature_evaluate import evaluate
+
+        evaluate(args.out or WEIGHTS, args)
+        return
+    if args.out is None:
+        raise UserError("no run folder", got="nothing", expected="--out DIR", do="say where to train")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.stage == "codec":
+        from train.miniature_codec import train_codec
+
+        train_codec(args.out, minutes=args.minutes or 6, clips=args.clips or 800, seed=args.seed)
+    else:
+        from train.miniature_base import train_base
+
+        if not (args.out / "codec.safetensors").exists():
+            raise UserError(
+                "the base needs a codec",
+                got=f"no codec.safetensors in {args.out}",
+                expected="a trained codec there",
+                do="run --stage codec first",
+            )
+        train_base(args.out, minutes=args.minutes or 25, clips=args.clips or 2400, seed=args.seed, rate=args.rate)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    args = flags().parse_args(argv)
+    return report(lambda: run(args), debug=args.debug)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""How well the miniature speaks: lip sync, motion and quality on people and voices it has never seen.
+
+Clips of a split are generated in one window at the default guidance and given to the exact judge. Beside them, as marks
+to compare with: the real clips through the codec (the ceiling), and the same videos judged against a shuffled voice and
+against the voice half a second late (controls: what a mouth that moves by itself would score). Intervals are 95 %
+bootstraps over clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fantasy_core.audio import window, window_ranges
+from fantasy_core.encoders import image_condition
+from fantasy_core.flow import draw_noise, guide, sample, schedule, timestep
+from fantasy_core.media import contact_sheet
+from fantasy_core.miniature.components import MiniatureComponents, load_components
+from fantasy_core.miniature.judge import judge, lip_sync
+from fantasy_core.miniature.world import FPS, TEST, VALIDATION, Clip, draw_clip
+
+SPLITS = {"validation": VALIDATION, "test": TEST}
+LATE = 12  # frames of the shifted control, about half a second
+
+
+def held_out(split: str, count: int, frames: int) -> list[Clip]:
+    """`count` clean clips of a split: the first of every seed, then the second ..."""
+    seeds = SPLITS[split]
+    return [draw_clip(seeds[i % len(seeds)], i // len(seeds), frames) for i in range(count)]
+
+
+@torch.inference_mode()
+def generate(
+    components: MiniatureComponents, clips: list[Clip], *, steps: int, shift: float, scale: float, seed: int = 0
+) -> Tensor:
+    """Animate frame 0 of every clip by its voice, in one window -> video [B, T, 3, S, S] in 0..1."""
+    frames, size = len(clips[0].pose), len(clips)
+    portraits = [clip.video()[:1] * 2 - 1 for clip in clips]
+    condition = torch.cat([image_condition(components.encode, portrait, frames) for portrait in portraits])
+    tokens = torch.cat([components.voice(torch.from_numpy(clip.waveform)) for clip in clips])
+    audio = window(tokens, window_ranges(tokens.shape[1], frames, fps=FPS))
+    text = components.text([""] * size)
+    noise = torch.stack([draw_noise(condition[i, 4:].shape, seed, i) for i in range(size)])
+    with components.dit() as dit:
+
+        def velocity(latents: Tensor, sigma: float) -> Tensor:
+            time = latents.new_full((size,), timestep(sigma))
+            silent = None if scale == 1 else dit(latents, time, text, condition=condition)
+            heard = dit(latents, time, text, condition=condition, audio=audio)
+            return guide(None, silent, heard, scale, scale, same_text=True)
+
+        latents = sample(velocity, noise, schedule(steps, shift))
+    return components.codec.decode(latents).movedim(1, 2) / 2 + 0.5
+
+
+def interval(values: Tensor, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over clips."""
+    rng = np.random.default_rng(seed)
+    x = values.double().numpy()
+    means = x[rng.integers(len(x), size=(4000, len(x)))].mean(1)
+    return float(x.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def score(video: Tensor, clips: list[Clip]) -> dict[str, Tensor]:
+    """The judge's scores [B] of videos, with the two controls."""
+    mouth = torch.stack([clip.mouth for clip in clips])
+    found = judge(video, torch.stack([clip.identity for clip in clips]), mouth)
+    opening = found["pose"][..., 2]
+    shuffled = lip_sync(opening, mouth[..., 0].roll(1, 0))
+    late = lip_sync(opening[:, :-LATE], mouth[:, LATE:, 0])
+    kept = {name: found[name] for name in ("ls", "mn", "vq", "travel", "tremble", "error")}
+    return {
+        **kept,
+        "ls_shuffled": shuffled,
+        "ls_late": late,
+        "vq_last": -10 * torch.log10(found["error"][:, -8:].mean(1) + 1e-6),
+    }
+
+
+@torch.inference_mode()
+def ceiling(components: MiniatureComponents, clips: list[Clip]) -> Tensor:
+    """The real clips through the codec -> video [B, T, 3, S, S] in 0..1."""
+    real = torch.stack([clip.video() for clip in clips]).movedim(2, 1) * 2 - 1
+    return components.codec.decode(components.encode(real)).movedim(1, 2) / 2 + 0.5
+
+
+def evaluate_piece(folder: Path, clips: list[Clip], first: int, settings: dict) -> tuple[dict, dict, Tensor]:
+    """Scores of the generated and of the real videos of a few clips, and the former (in a worker process)."""
+    torch.set_num_threads(1)
+    components = load_components(folder=folder)
+    video = generate(components, clips, **settings, seed=first)
+    return score(video, clips), score(ceiling(components, clips), clips), video
+
+
+def table(rows: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    """Markdown: one row per kind of video, means with 95 % intervals."""
+    names = {"ls": "lip sync", "mn": "motion", "vq": "quality, dB", "vq_last": "last 8 frames, dB"}
+    lines = ["| | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|"]
+    for row, found in rows.items():
+        cells = ["{:.3g} [{:.3g}, {:.3g}]".format(*found[name]) if name in found else "" for name in names]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def evaluate(folder: Path, args: argparse.Namespace) -> None:
+    """Print the table of a split; with `--report NAME` write NAME.json and NAME.png (real and generated,
+    row by row)."""
+    defaults = MiniatureComponents.defaults
+    settings = {
+        "steps": args.steps or defaults.steps,
+        "shift": args.shift or defaults.shift,
+        "scale": args.scale or defaults.audio_scale,
+    }
+    clips = held_out(args.split, args.count, args.frames)
+    pieces = [(clips[i : i + 4], i) for i in range(0, len(clips), 4)]
+    with ProcessPoolExecutor(os.cpu_count()) as workers:
+        jobs = [workers.submit(evaluate_piece, folder, piece, first, settings) for piece, first in pieces]
+        results = [job.result() for job in tqdm(jobs, desc=f"{args.split} clips", unit="x4")]
+    generated, real = ({n: torch.cat([r[i][n] for r in results]) for n in results[0][i]} for i in (0, 1))
+    kept = ("ls", "mn", "vq", "vq_last")
+    rows = {
+        "real clips through the codec": {name: interval(real[name]) for name in kept},
+        "generated": {name: interval(generated[name]) for name in kept},
+        "generated, against another voice": {"ls": interval(generated["ls_shuffled"])},
+        "generated, against the voice half a second late": {"ls": interval(generated["ls_late"])},
+    }
+    print(f"{len(clips)} clips of {args.frames} frames, {args.split} seeds, {settings}\n\n{table(rows)}")
+    if args.report:
+        about = {"split": args.split, "clips": len(clips), "frames": args.frames, **settings}
+        args.report.with_suffix(".json").write_text(json.dumps({"settings": about, "rows": rows}, indent=1))
+        write_sheet(args.report.with_suffix(".png"), clips, torch.cat([video for _, _, video in results]))
+
+
+def write_sheet(path: Path, clips: list[Clip], videos: Tensor, people: int = 6, columns: int = 12) -> None:
+    """Contact sheet: for each of the first people a row of the real clip and a row of the generated one."""
+    every = -(-videos.shape[1] // columns)
+    shown = [
+        frames[::every] for clip, video in zip(clips[:people], videos, strict=False) for frames in (clip.video(), video)
+    ]
+    frames = torch.nn.functional.interpolate(torch.cat(shown), scale_factor=1.5, mode="bicubic").clamp(0, 1)
+    contact_sheet(frames, path, columns=len(shown[0]))
