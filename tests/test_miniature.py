@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from fantasy_core.audio import token_count
 from fantasy_core.miniature import load_components
 from fantasy_core.miniature.codec import Codec, principal_start
+from fantasy_core.miniature.components import WEIGHTS
 from fantasy_core.miniature.judge import fit, judge, lip_sync
 from fantasy_core.miniature.render import IDENTITY, SIZE, mouth_box, render
 from fantasy_core.miniature.speech import CONSONANTS, FEATURES, RATE, features, log_mel, speak
 from fantasy_core.miniature.world import FPS, TEST, TRAIN, VALIDATION, draw_clip, draw_identity, portrait
-from fantasy_core.wan import PRESETS, WanConfig
+from fantasy_core.wan import PRESETS
+from fantasy_core.weights import open_fantasytalking, open_tensors
 from train.miniature_evaluate import generate, held_out, score
 
 
@@ -194,11 +196,15 @@ def test_shipped_codec_on_held_out_clips(small):
     assert 0.6 < latents.std() < 1.5 and latents.abs().mean() < 1.5
 
 
-def test_shipped_model_has_the_presets_layout(small):
-    """The file is loadable by shapes alone, but for what shapes do not tell: heads, text_len, width of the features."""
-    config = WanConfig.from_state_dict(small.tensors, num_heads=4, text_len=1, audio_dim=FEATURES)
-    assert config == PRESETS["miniature"] == small.config
-    assert config.dim % 128 == 0
+def test_shipped_model_is_a_wan_model_with_a_fantasytalking_file(small):
+    """Its DiT is told by shapes alone, but for heads and text_len; its audio file has FantasyTalking's names."""
+    with small.dit() as dit:
+        assert dit.config == PRESETS["miniature"] == small.config
+    assert small.config.dim % 128 == 0
+    base = open_tensors(WEIGHTS / "base.safetensors")
+    assert not any("processor" in name or "proj_model" in name for name in base.entries)
+    assert open_fantasytalking(WEIGHTS / "fantasytalking.safetensors")[1] == "official"
+    assert sum(file.stat().st_size for file in WEIGHTS.glob("*.safetensors")) <= 12_000_000
 
 
 def test_miniature_knows_its_own_people(small):

@@ -1,6 +1,7 @@
 """Make the miniature, from nothing but seeds, and measure it.
 
     python -m train.miniature --stage codec    --out runs/miniature    # the video codec, about 6 minutes
+    python -m train.miniature --stage decoder  --out runs/miniature    # its decoder, finer at mouths and eyes
     python -m train.miniature --stage base     --out runs/miniature    # the WanDiT, 25 minutes or as long as you like
     python -m train.miniature --stage evaluate --out runs/miniature    # lip sync, motion, quality on held-out clips
     python -m train.miniature --stage evaluate                         # the same of the shipped miniature
@@ -19,9 +20,9 @@ from fantasy_core.miniature.components import WEIGHTS
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["codec", "base", "evaluate"], required=True)
+    parser.add_argument("--stage", choices=["codec", "decoder", "base", "evaluate"], required=True)
     parser.add_argument("--out", type=Path, help="run folder (evaluate: the shipped miniature if not given)")
-    parser.add_argument("--minutes", type=float, help="how long to train (codec 6, base 25)")
+    parser.add_argument("--minutes", type=float, help="how long to train (codec and decoder 6, base 25)")
     parser.add_argument("--clips", type=int, help="training clips to draw (codec 800, base 2400)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate of the base")
@@ -45,21 +46,22 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None:
         raise UserError("no run folder", got="nothing", expected="--out DIR", do="say where to train")
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.stage == "codec":
-        from train.miniature_codec import train_codec
-
-        train_codec(args.out, minutes=args.minutes or 6, clips=args.clips or 800, seed=args.seed)
-    else:
+    if args.stage != "codec" and not (args.out / "codec.safetensors").exists():
+        raise UserError(
+            f"stage {args.stage} needs a codec",
+            got=f"no codec.safetensors in {args.out}",
+            expected="a trained codec there",
+            do="run --stage codec first",
+        )
+    if args.stage == "base":
         from train.miniature_base import train_base
 
-        if not (args.out / "codec.safetensors").exists():
-            raise UserError(
-                "the base needs a codec",
-                got=f"no codec.safetensors in {args.out}",
-                expected="a trained codec there",
-                do="run --stage codec first",
-            )
         train_base(args.out, minutes=args.minutes or 25, clips=args.clips or 2400, seed=args.seed, rate=args.rate)
+        return
+    from train.miniature_codec import train_codec, train_decoder
+
+    stage = train_codec if args.stage == "codec" else train_decoder
+    stage(args.out, minutes=args.minutes or 6, clips=args.clips or 800, seed=args.seed)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,11 +21,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fantasy_core.audio import AudioProjection, window, window_ranges
 from fantasy_core.flow import sample_sigma, timestep, velocity_target, x_sigma
 from fantasy_core.miniature.codec import GROUP, Codec
-from fantasy_core.miniature.components import METADATA
+from fantasy_core.miniature.components import save_miniature
 from fantasy_core.miniature.render import mouth_box
 from fantasy_core.miniature.world import FPS
 from fantasy_core.wan import PRESETS, WanDiT
-from fantasy_core.weights import save_tensors
 from train.miniature_pool import latent_pool, load_codec
 
 WHOLE, LATER = 6, 11  # clips in a batch of whole clips (21 latent frames) or of second halves (11)
@@ -125,8 +124,7 @@ def save_checkpoint(out: Path, state: dict, average: AveragedModel) -> None:
     """What to go on from, and the averaged weights as a model file; each written beside and renamed."""
     torch.save(state, out / "base_state.part")
     os.replace(out / "base_state.part", out / "base_state.pt")
-    tensors = {name.removeprefix("dit."): tensor.half() for name, tensor in average.module.state_dict().items()}
-    save_tensors(out / "base.safetensors", tensors, METADATA)
+    save_miniature(out, {name.removeprefix("dit."): t for name, t in average.module.state_dict().items()})
 
 
 def train_base(out: Path, *, minutes: float, clips: int, seed: int, rate: float) -> None:

@@ -95,6 +95,10 @@ def train(
     return average.module
 
 
+def save_codec(out: Path, codec: Codec) -> None:
+    save_tensors(out / "codec.safetensors", {name: tensor.half() for name, tensor in codec.state_dict().items()})
+
+
 def train_codec(out: Path, *, minutes: float, clips: int, seed: int) -> None:
     """Fit the codec for `minutes` and write `codec.safetensors` in `out`."""
     videos = video_pool(out, clips)
@@ -106,7 +110,7 @@ def train_codec(out: Path, *, minutes: float, clips: int, seed: int) -> None:
     principal_start(codec.encoder.linear[1], codec.decoder.linear[1], change(group, first)[42:])
     codec = train(codec, codec.parameters(), videos, minutes=minutes, focus=1, rng=rng)
     standardise(codec, videos, rng)
-    save_tensors(out / "codec.safetensors", codec.state_dict())
+    save_codec(out, codec)
 
 
 def train_decoder(out: Path, *, minutes: float, clips: int, seed: int) -> None:
@@ -119,4 +123,4 @@ def train_decoder(out: Path, *, minutes: float, clips: int, seed: int) -> None:
     codec = train(
         codec, codec.decoder.parameters(), videos, minutes=minutes, focus=4, rng=np.random.default_rng(seed + 1)
     )
-    save_tensors(out / "codec.safetensors", codec.state_dict())
+    save_codec(out, codec)

@@ -15,23 +15,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..audio import AudioProjection
 from ..components import Defaults
 from ..wan import PRESETS, WanDiT
-from ..weights.files import open_tensors, tensors_hash
+from ..weights import load_dit, load_fantasytalking, load_projection, open_tensors, save_tensors, tensors_hash
 from .codec import Codec
 from .render import SIZE
 from .speech import features
 
 WEIGHTS = Path(__file__).parent / "weights"
-ASSETS = Path(__file__).parent / "assets"
+PARTS = ("base", "fantasytalking", "codec")
 # What shapes do not tell ComfyUI's loader, which reads it from here (and makes a native Wan model of base.safetensors)
 METADATA = {"config": json.dumps({"transformer": {"num_heads": 4, "text_dim": 16, "freq_dim": 64}})}
 FAMILIAR = 31.0  # dB: pictures of this world come through the codec at 36 and more, photographs at 26 and less
 
 
 class MiniatureComponents:
-    """The shipped miniature (or one of your own making in `folder`): base.safetensors and codec.safetensors."""
+    """The shipped miniature, or one of your own making in `folder`, in three files like the real model's:
+
+    base.safetensors (the DiT, which ComfyUI loads as a native Wan model), fantasytalking.safetensors (audio projection
+    and audio linears, in FantasyTalking's own naming) and codec.safetensors.
+    """
 
     name = "miniature"
     defaults = Defaults(size=(SIZE, SIZE), steps=20, shift=3.0, text_scale=2.5, audio_scale=2.5)
@@ -41,20 +44,16 @@ class MiniatureComponents:
         self.config = PRESETS["miniature"]
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        entries = open_tensors(self.folder / "base.safetensors").entries
-        return {name: lazy.read() for name, lazy in entries.items()}
-
-    @cached_property
     def codec(self) -> Codec:
         codec = Codec()
         entries = open_tensors(self.folder / "codec.safetensors").entries
         codec.load_state_dict({name: lazy.read().float() for name, lazy in entries.items()})
         return codec.to(self.device).eval().requires_grad_(False)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        return tensors_hash(self.tensors)[:16]
+        files = (open_tensors(self.folder / f"{part}.safetensors") for part in PARTS)
+        return tensors_hash({name: lazy.read() for file in files for name, lazy in file.entries.items()})[:16]
 
     def check(self, portrait: Tensor) -> str | None:
         """portrait [1, 3, H, W] in -1..1 -> a warning when it is not a picture of this world."""
@@ -75,15 +74,8 @@ class MiniatureComponents:
         return None
 
     def voice(self, waveform: Tensor) -> Tensor:
-        projection = AudioProjection(self.config.audio_dim, self.config.audio_token_dim)
-        own = {
-            name.removeprefix("proj_model."): t.float()
-            for name, t in self.tensors.items()
-            if name.startswith("proj_model.")
-        }
-        projection.load_state_dict(own)
-        with torch.no_grad():
-            return projection(features(waveform.cpu())).to(self.device)
+        projection = load_projection(self.folder / "fantasytalking.safetensors", device=self.device)
+        return projection(features(waveform.cpu()).to(self.device))
 
     def encode(self, video: Tensor) -> Tensor:
         return self.codec.encode(video.to(self.device, torch.float32))
@@ -94,9 +86,22 @@ class MiniatureComponents:
 
     @contextmanager
     def dit(self) -> Iterator[WanDiT]:
-        dit = WanDiT(self.config)
-        dit.load_state_dict({name: t.float() for name, t in self.tensors.items() if not name.startswith("proj_model.")})
-        yield dit.to(self.device, self.dtype).eval().requires_grad_(False)
+        dit = load_dit(
+            self.folder / "base.safetensors", device=self.device, dtype=self.dtype,
+            num_heads=self.config.num_heads, text_len=self.config.text_len,
+        )  # fmt: skip
+        load_fantasytalking(self.folder / "fantasytalking.safetensors", dit)
+        yield dit
+
+
+def save_miniature(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the DiT's tensors and the projection's (`proj_model.*`) to the two files, in fp16."""
+    parts: dict[str, dict[str, Tensor]] = {"base": {}, "fantasytalking": {}}
+    for name, tensor in tensors.items():
+        heard = name.startswith("proj_model.") or ".processor." in name
+        parts["fantasytalking" if heard else "base"][name] = tensor.half()
+    for part, held in parts.items():
+        save_tensors(folder / f"{part}.safetensors", held, METADATA if part == "base" else None)
 
 
 def load_components(
