@@ -62,7 +62,7 @@ def train_step(codec: Codec, first: Tensor, group: Tensor, weight: Tensor) -> tu
 @torch.no_grad()
 def standardise(codec: Codec, videos: np.ndarray, rng: np.random.Generator) -> None:
     """Give latents zero mean and unit variance per channel over training clips (without the grey groups)."""
-    batches = [codec_batch(videos, 240, rng) for _ in range(4)]
+    batches = [codec_batch(videos, 240, rng) for _ in range(2)]
     firsts = torch.cat([codec.encoder(first) for first, _ in batches])
     groups = torch.cat([codec.encoder(first, group)[10:] for first, group in batches])
     for index, latents in enumerate((firsts, groups)):
@@ -105,9 +105,9 @@ def train_codec(out: Path, *, minutes: float, clips: int, seed: int) -> None:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     codec = Codec()
-    first, group = codec_batch(videos, 1008, rng)
+    first, group = codec_batch(videos, 480, rng)
     principal_start(codec.encoder.linear[0], codec.decoder.linear[0], first)
-    principal_start(codec.encoder.linear[1], codec.decoder.linear[1], change(group, first)[42:])
+    principal_start(codec.encoder.linear[1], codec.decoder.linear[1], change(group, first)[20:])
     codec = train(codec, codec.parameters(), videos, minutes=minutes, focus=1, rng=rng)
     standardise(codec, videos, rng)
     save_codec(out, codec)
