@@ -1,8 +1,8 @@
 """Make the miniature, from nothing but seeds, and measure it.
 
     python -m train.miniature --stage codec    --out runs/miniature    # the video codec, about 6 minutes
-    python -m train.miniature --stage decoder  --out runs/miniature    # its decoder, finer at mouths and eyes
     python -m train.miniature --stage base     --out runs/miniature    # the WanDiT, 25 minutes or as long as you like
+    python -m train.miniature --stage decoder  --out runs/miniature    # the codec's decoder, on what the base makes
     python -m train.miniature --stage evaluate --out runs/miniature    # lip sync, motion, quality on held-out clips
     python -m train.miniature --stage evaluate                         # the same of the shipped miniature
 
@@ -32,6 +32,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="denoising steps (the model's default)")
     parser.add_argument("--shift", type=float, help="schedule shift (the model's default)")
     parser.add_argument("--scale", type=float, help="guidance scale (the model's default)")
+    parser.add_argument("--voices", type=Path, nargs="+", help="evaluate on recorded voices instead of a split")
     parser.add_argument("--report", type=Path, help="write figures (.json) and the contact sheet (.png) here")
     parser.add_argument("--debug", action="store_true", help="tracebacks")
     return parser
@@ -39,29 +40,36 @@ def flags() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     if args.stage == "evaluate":
-        from train.miniature_evaluate import evaluate
+        from train.miniature_evaluate import evaluate, evaluate_voices
 
-        evaluate(args.out or WEIGHTS, args)
+        if args.voices:
+            evaluate_voices(args.out or WEIGHTS, args.voices, args)
+        else:
+            evaluate(args.out or WEIGHTS, args)
         return
     if args.out is None:
         raise UserError("no run folder", got="nothing", expected="--out DIR", do="say where to train")
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.stage != "codec" and not (args.out / "codec.safetensors").exists():
+    needed = {"codec": None, "base": "codec", "decoder": "base"}[args.stage]
+    if needed and not (args.out / f"{needed}.safetensors").exists():
         raise UserError(
-            f"stage {args.stage} needs a codec",
-            got=f"no codec.safetensors in {args.out}",
-            expected="a trained codec there",
-            do="run --stage codec first",
+            f"stage {args.stage} needs a {needed}",
+            got=f"no {needed}.safetensors in {args.out}",
+            expected="a trained one there",
+            do=f"run --stage {needed} first",
         )
-    if args.stage == "base":
+    if args.stage == "codec":
+        from train.miniature_codec import train_codec
+
+        train_codec(args.out, minutes=args.minutes or 6, clips=args.clips or 800, seed=args.seed)
+    elif args.stage == "base":
         from train.miniature_base import train_base
 
         train_base(args.out, minutes=args.minutes or 25, clips=args.clips or 2400, seed=args.seed, rate=args.rate)
-        return
-    from train.miniature_codec import train_codec, train_decoder
+    else:
+        from train.miniature_decoder import train_decoder
 
-    stage = train_codec if args.stage == "codec" else train_decoder
-    stage(args.out, minutes=args.minutes or 6, clips=args.clips or 800, seed=args.seed)
+        train_decoder(args.out, minutes=args.minutes or 6, seed=args.seed)
 
 
 def main(argv: list[str] | None = None) -> int:

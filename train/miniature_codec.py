@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fantasy_core.miniature.codec import Codec, change, principal_start
-from fantasy_core.miniature.render import mouth_box
 from fantasy_core.weights import save_tensors
-from train.miniature_pool import load_codec, video_pool
+from train.miniature_pool import video_pool
 
 
 def codec_batch(videos: np.ndarray, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ def codec_batch(videos: np.ndarray, size: int, rng: np.random.Generator) -> tupl
 
 def jitter(latent: Tensor, most: float = 0.25) -> Tensor:
     """Noise of a random strength a sample: a model's small errors should decode cleanly."""
-    return latent + torch.randn_like(latent) * torch.rand(len(latent), 1, 1, 1) * most
+    return latent + torch.randn_like(latent) * torch.rand(len(latent), *[1] * (latent.ndim - 1)) * most
 
 
 def decibels(errors: list[tuple[float, float]]) -> list[float]:
@@ -39,23 +40,15 @@ def decibels(errors: list[tuple[float, float]]) -> list[float]:
     return [10 * math.log10(4 / float(np.mean(error))) for error in zip(*errors, strict=True)]
 
 
-def face_weight(focus: float) -> Tensor:
-    """Weights [S, S] of mean 1 that count pixels where mouths and eyes can be `focus` times."""
-    face = mouth_box() + mouth_box().flip(0)  # the mouths' box, and its mirror image where the eyes are
-    weight = 1 + (focus - 1) * face.clamp(max=1)
-    return weight / weight.mean()
-
-
-def train_step(codec: Codec, first: Tensor, group: Tensor, weight: Tensor) -> tuple[float, float]:
+def train_step(codec: Codec, first: Tensor, group: Tensor) -> tuple[float, float]:
     """Gradients of one batch; returns the squared errors of frame 0 and of the groups decoded beside it."""
     with torch.autocast("cpu", torch.bfloat16):
         first_latent, latent = codec.encoder(first).float(), codec.encoder(first, group).float()
         noisy = jitter(first_latent)
         drawn_first = codec.decoder.first(noisy).float()
         drawn_group = codec.decoder.group(jitter(latent), noisy, drawn_first).float()
-    errors = [((drawn - true).square() * weight).mean() for drawn, true in ((drawn_first, first), (drawn_group, group))]
+    errors = F.mse_loss(drawn_first, first), F.mse_loss(drawn_group, group)
     (errors[0] + errors[1] + 1e-5 * (latent.square().mean() + first_latent.square().mean())).backward()
-    torch.nn.utils.clip_grad_norm_(codec.parameters(), 0.5)
     return errors[0].item(), errors[1].item()
 
 
@@ -67,32 +60,6 @@ def standardise(codec: Codec, videos: np.ndarray, rng: np.random.Generator) -> N
     groups = torch.cat([codec.encoder(first, group)[10:] for first, group in batches])
     for index, latents in enumerate((firsts, groups)):
         codec.mean[index], codec.std[index] = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-
-
-def train(
-    codec: Codec, parameters, videos: np.ndarray, *, minutes: float, focus: float, rng: np.random.Generator
-) -> Codec:
-    """Fit `parameters` of the codec for `minutes`; returns the codec with averaged weights."""
-    codec.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(parameters, lr=0, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    started, step, errors = time.monotonic(), 0, []
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        for settings in optimiser.param_groups:
-            settings["lr"] = 2e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
-        batch = (pixels.contiguous(memory_format=torch.channels_last) for pixels in codec_batch(videos, 48, rng))
-        errors.append(train_step(codec, *batch, face_weight(focus)))
-        optimiser.step()
-        optimiser.zero_grad()
-        average.update_parameters(codec)
-        step += 1
-        if step % 25 == 0:
-            alone, grouped = decibels(errors[-25:])
-            left = minutes * (1 - progress)
-            print(
-                f"codec: step {step}, frame 0 {alone:.1f} dB, groups {grouped:.1f} dB, {left:.1f} min left", flush=True
-            )
-    return average.module
 
 
 def save_codec(out: Path, codec: Codec) -> None:
@@ -108,19 +75,31 @@ def train_codec(out: Path, *, minutes: float, clips: int, seed: int) -> None:
     first, group = codec_batch(videos, 480, rng)
     principal_start(codec.encoder.linear[0], codec.decoder.linear[0], first)
     principal_start(codec.encoder.linear[1], codec.decoder.linear[1], change(group, first)[20:])
-    codec = train(codec, codec.parameters(), videos, minutes=minutes, focus=1, rng=rng)
+    codec.to(memory_format=torch.channels_last)
+    codec = fit(codec, codec.parameters(), lambda: train_step(codec, *codec_batch(videos, 48, rng)), "codec", minutes)
     standardise(codec, videos, rng)
     save_codec(out, codec)
 
 
-def train_decoder(out: Path, *, minutes: float, clips: int, seed: int) -> None:
-    """Go on with the decoder alone, minding mouths and eyes: latents, and a base model trained on them,
-    stay as they are."""
-    videos = video_pool(out, clips)
-    torch.manual_seed(seed + 1)
-    codec = load_codec(out / "codec.safetensors").train()
-    codec.decoder.requires_grad_(True)
-    codec = train(
-        codec, codec.decoder.parameters(), videos, minutes=minutes, focus=4, rng=np.random.default_rng(seed + 1)
-    )
-    save_codec(out, codec)
+def fit(codec: Codec, parameters, step_fn: Callable[[], tuple[float, float]], name: str, minutes: float) -> Codec:
+    """Fit `parameters` of `codec` for `minutes`; returns the codec with averaged weights.
+
+    `step_fn` leaves gradients and returns the squared errors of frame 0 and of the groups.
+    """
+    average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    parameters = list(parameters)
+    optimiser = torch.optim.AdamW(parameters, lr=0, betas=(0.9, 0.98), weight_decay=1e-4)
+    started, errors = time.monotonic(), []
+    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
+        for settings in optimiser.param_groups:
+            settings["lr"] = 2e-3 * min(1, (len(errors) + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
+        errors.append(step_fn())
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimiser.step()
+        optimiser.zero_grad()
+        average.update_parameters(codec)
+        if len(errors) % 25 == 0:
+            alone, grouped = decibels(errors[-25:])
+            told = f"step {len(errors)}, frame 0 {alone:.1f} dB, groups {grouped:.1f} dB"
+            print(f"{name}: {told}, {minutes * (1 - progress):.1f} min left", flush=True)
+    return average.module

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fantasy_core.audio import window, window_ranges
+from fantasy_core.audio import load_voice, trim, window, window_ranges
 from fantasy_core.encoders import image_condition
 from fantasy_core.flow import draw_noise, guide, sample, schedule, timestep
 from fantasy_core.media import contact_sheet
 from fantasy_core.miniature.components import MiniatureComponents, load_components
 from fantasy_core.miniature.judge import judge, lip_sync
+from fantasy_core.miniature.speech import RATE
 from fantasy_core.miniature.world import FPS, TEST, VALIDATION, Clip, draw_clip
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
@@ -110,15 +111,20 @@ def table(rows: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(folder: Path, args: argparse.Namespace) -> None:
-    """Print the table of a split; with `--report NAME` write NAME.json and NAME.png (real and generated,
-    row by row)."""
+def defaults_or(args: argparse.Namespace) -> dict:
+    """The sampling settings of the flags, or the miniature's defaults."""
     defaults = MiniatureComponents.defaults
-    settings = {
+    return {
         "steps": args.steps or defaults.steps,
         "shift": args.shift or defaults.shift,
         "scale": args.scale or defaults.audio_scale,
     }
+
+
+def evaluate(folder: Path, args: argparse.Namespace) -> None:
+    """Print the table of a split; with `--report NAME` write NAME.json and NAME.png (real and generated,
+    row by row)."""
+    settings = defaults_or(args)
     clips = held_out(args.split, args.count, args.frames)
     pieces = [(clips[i : i + 4], i) for i in range(0, len(clips), 4)]
     with ProcessPoolExecutor(os.cpu_count()) as workers:
@@ -137,6 +143,45 @@ def evaluate(folder: Path, args: argparse.Namespace) -> None:
         about = {"split": args.split, "clips": len(clips), "frames": args.frames, **settings}
         args.report.with_suffix(".json").write_text(json.dumps({"settings": about, "rows": rows}, indent=1))
         write_sheet(args.report.with_suffix(".png"), clips, torch.cat([video for _, _, video in results]))
+
+
+def loudness(waveform: Tensor, frames: int) -> Tensor:
+    """Log energy of a voice [n] between 200 and 3800 Hz around every frame -> [frames]."""
+    spectrum = torch.stft(waveform, 1024, RATE // 50, window=torch.hann_window(1024), return_complex=True).abs()
+    energy = torch.log(spectrum[13:244].square().sum(0) + 1e-6)  # 50 a second
+    at = torch.arange(frames) * 50 / FPS
+    below = at.floor().long().clamp(max=len(energy) - 2)
+    return torch.lerp(energy[below], energy[below + 1], (at - below).clamp(max=1))
+
+
+def high_pass(track: Tensor) -> Tensor:
+    """Tracks [B, T] less their mean over the second around each frame."""
+    reach = round(FPS / 2)
+    smooth = torch.nn.functional.pad(track[:, None], (reach, reach), mode="replicate")
+    return track - torch.nn.functional.avg_pool1d(smooth, 2 * reach + 1, 1)[:, 0]
+
+
+def evaluate_voices(folder: Path, files: list[Path], args: argparse.Namespace) -> None:
+    """Recorded human voices: how the drawn opening goes with the voice's loudness, its own and another's.
+
+    There is no truth for these, and loudness fixes a mouth only in part (`m` is loud and shut), so this is far below
+    what lip sync in its own world is; but a mouth that did not listen would show no difference and no peak at lag 0.
+    """
+    components, settings = load_components(folder=folder), defaults_or(args)
+    openings, voices = [], []
+    for index, file in enumerate(files):
+        clip = draw_clip(TEST[index], 0, args.frames)
+        clip.waveform = trim(load_voice(file), args.frames, FPS).numpy()
+        shown = judge(generate(components, [clip], **settings, seed=index), clip.identity[None], clip.mouth[None])
+        openings.append(shown["pose"][0, :, 2])
+        voices.append(loudness(torch.from_numpy(clip.waveform), args.frames))
+    shown, heard = high_pass(torch.stack(openings)), high_pass(torch.stack(voices))
+    lags = range(-10, 11)
+    curve = [lip_sync(shown, heard.roll(lag, 1)).mean().item() for lag in lags]
+    print(f"{len(files)} recorded voices, opening with loudness, mean correlation [95 %]")
+    print("own voice      {:.2f} [{:.2f}, {:.2f}]".format(*interval(lip_sync(shown, heard))))
+    print("another voice  {:.2f} [{:.2f}, {:.2f}]".format(*interval(lip_sync(shown, heard.roll(1, 0)))))
+    print(f"best lag       {lags[int(np.argmax(curve))]} frames")
 
 
 def write_sheet(path: Path, clips: list[Clip], videos: Tensor, people: int = 6, columns: int = 12) -> None:

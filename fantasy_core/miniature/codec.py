@@ -94,29 +94,30 @@ class Codec(nn.Module):
         self.register_buffer("mean", torch.zeros(2, CHANNELS))  # of first frames, of groups
         self.register_buffer("std", torch.ones(2, CHANNELS))
 
-    def _scale(self, index: int) -> tuple[Tensor, Tensor]:
+    def scale(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [1, 16, 1, 1] of the latents of first frames (0) or of groups (1)."""
         return self.mean[index].view(1, -1, 1, 1), self.std[index].view(1, -1, 1, 1)
 
     def encode(self, video: Tensor) -> Tensor:
         """video [B, 3, 1+4k, H, W] in -1..1 -> latents [B, 16, 1+k, H/8, W/8]."""
         batch, _, frames, _, _ = video.shape
         groups, first = (frames - 1) // GROUP, video[:, :, 0]
-        mean, std = self._scale(0)
+        mean, std = self.scale(0)
         latents = [((self.encoder(first) - mean) / std).unsqueeze(2)]
         if groups:
             pixels = video[:, :, 1:].unflatten(2, (groups, GROUP)).movedim(2, 1)  # [B, k, 3, 4, H, W]
-            mean, std = self._scale(1)
+            mean, std = self.scale(1)
             coded = self.encoder(first.repeat_interleave(groups, 0), pixels.flatten(2, 3).flatten(0, 1))
             latents.append(((coded - mean) / std).unflatten(0, (batch, groups)).movedim(1, 2))
         return torch.cat(latents, 2)
 
     def stream(self, latents: Tensor) -> Iterator[Tensor]:
         """Decode latents [B, 16, F, h, w] one latent frame at a time -> [B, 3, 1, H, W], then [B, 3, 4, H, W] ..."""
-        mean, std = self._scale(0)
+        mean, std = self.scale(0)
         first_latent = latents[:, :, 0] * std + mean
         first = self.decoder.first(first_latent)
         yield first.unsqueeze(2).clamp(-1, 1)
-        mean, std = self._scale(1)
+        mean, std = self.scale(1)
         for latent in latents[:, :, 1:].unbind(2):
             group = self.decoder.group(latent * std + mean, first_latent, first)
             yield group.unflatten(1, (3, GROUP)).clamp(-1, 1)
