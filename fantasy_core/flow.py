@@ -276,5 +276,3 @@ def draw_noise(shape: Sequence[int], seed: int, *keys: int, dtype: torch.dtype =
     for key in keys:
         mixed = (mixed * 6364136223846793005 + key * 1442695040888963407 + 1) % 2**63
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(mixed), dtype=dtype)
-
-

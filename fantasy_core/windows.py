@@ -100,9 +100,7 @@ def crossfade(old: Tensor, new: Tensor, first: int, overlap: int) -> Tensor:
     return torch.lerp(old, new, share[:, None, None, None])
 
 
-def assemble(
-    windows: list[Window], render: Callable[[Window, Tensor | None], Iterable[Tensor]]
-) -> Iterator[Tensor]:
+def assemble(windows: list[Window], render: Callable[[Window, Tensor | None], Iterable[Tensor]]) -> Iterator[Tensor]:
     """The whole video as chunks [t, 3, H, W], in order, each as soon as it is final.
 
     `render(window, tail)` yields the frames of one window in chunks, `window.frames` in all; `tail` is the last
