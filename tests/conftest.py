@@ -17,7 +17,7 @@ settings.register_profile("house", max_examples=25, deadline=None, derandomize=T
 settings.register_profile("explore", max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 
 def _refuse_network(event: str, args: tuple) -> None:
