@@ -61,6 +61,12 @@ def test_same_numbers_same_clip():
     assert not torch.equal(one.identity, other.identity)
 
 
+def test_a_clip_looks_the_same_each_time_it_is_drawn():
+    """Stains and all: drawing must not use up the clip's own randomness."""
+    stained = [clip for clip in (draw_clip(seed, 0, 9, spoil=True) for seed in range(12)) if "vq" in clip.spoiled]
+    assert stained and all(torch.equal(clip.video(), clip.video()) for clip in stained)
+
+
 def test_portrait_frame_is_clean_in_every_spoiled_clip():
     """Frame 0 is what the model is given: no flaw touches it. Clip 0 of these seeds covers all kinds of flaws."""
     clips = [draw_clip(seed, 0, 9, spoil=True) for seed in range(12)]

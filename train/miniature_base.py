@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def condition_of(codec: Codec, x0: Tensor) -> Tensor:
     return torch.cat([mask, image], 1)
 
 
+@cache
 def mouth_weight() -> Tensor:
     """Weights [1, 1, 1, 8, 8] of mean 1 that count latents where mouths can be more."""
     weight = 1 + (MOUTH_WEIGHT - 1) * F.interpolate(mouth_box()[None, None], (8, 8), mode="area").unsqueeze(2)

@@ -115,9 +115,9 @@ def defaults_or(args: argparse.Namespace) -> dict:
     """The sampling settings of the flags, or the miniature's defaults."""
     defaults = MiniatureComponents.defaults
     return {
-        "steps": args.steps or defaults.steps,
-        "shift": args.shift or defaults.shift,
-        "scale": args.scale or defaults.audio_scale,
+        "steps": defaults.steps if args.steps is None else args.steps,
+        "shift": defaults.shift if args.shift is None else args.shift,
+        "scale": defaults.audio_scale if args.scale is None else args.scale,
     }
 
 

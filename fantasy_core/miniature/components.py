@@ -24,7 +24,7 @@ from .speech import features
 
 WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("base", "fantasytalking", "codec")
-# What shapes do not tell ComfyUI's loader, which reads it from here (and makes a native Wan model of base.safetensors)
+# What shapes do not tell ComfyUI's loader, which reads it from a file's metadata
 METADATA = {"config": json.dumps({"transformer": {"num_heads": 4, "text_dim": 16, "freq_dim": 64}})}
 FAMILIAR = 31.0  # dB: pictures of this world come through the codec at 36 and more, photographs at 26 and less
 
@@ -32,8 +32,8 @@ FAMILIAR = 31.0  # dB: pictures of this world come through the codec at 36 and m
 class MiniatureComponents:
     """The shipped miniature, or one of your own making in `folder`, in three files like the real model's:
 
-    base.safetensors (the DiT, which ComfyUI loads as a native Wan model), fantasytalking.safetensors (audio projection
-    and audio linears, in FantasyTalking's own naming) and codec.safetensors.
+    base.safetensors (the DiT, with the names and metadata that ComfyUI's native Wan loader reads; loading it there was
+    not run), fantasytalking.safetensors (audio projection and linears, in FantasyTalking's naming), codec.safetensors.
     """
 
     name = "miniature"

@@ -10,6 +10,7 @@ is spoiled independently in a share of the clips. Held-out clips are clean. Not 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,15 +41,11 @@ class Clip:
         """Frames [T, 3, S, S] in 0..1, with the quality flaw if there is one. Frame 0, the portrait,
         is always clean."""
         clean = render(self.identity[None], self.pose[None])[0]
-        return clean if self.damage is None else spoil_quality(clean, self.damage)
+        return clean if self.damage is None else spoil_quality(clean, deepcopy(self.damage))
 
     def features(self) -> Tensor:
         """Audio features of the clip's voice [1, L, C]."""
         return features(self.waveform)
-
-
-def uniform(rng: np.random.Generator, low: float, high: float, count: int = 1) -> np.ndarray:
-    return rng.uniform(low, high, count)
 
 
 def draw_identity(rng: np.random.Generator) -> Tensor:
@@ -63,10 +60,10 @@ def draw_identity(rng: np.random.Generator) -> Tensor:
     iris = np.array([[0.30, 0.18, 0.09], [0.22, 0.42, 0.60], [0.25, 0.45, 0.28], [0.38, 0.40, 0.43]])[rng.integers(4)]
     long_hair = rng.random() < 0.5
     shape = [
-        *uniform(rng, 0.36, 0.43), *uniform(rng, 0.47, 0.54), *uniform(rng, 0.150, 0.185), *uniform(rng, -0.06, 0.01),
-        *uniform(rng, 0.075, 0.098), *uniform(rng, 0.26, 0.31), *uniform(rng, 0.125, 0.165),
-        *uniform(rng, -0.36, -0.24), *uniform(rng, 1.08, 1.24), rng.uniform(0.10, 0.34) if long_hair else -0.25,
-        *uniform(rng, 0.014, 0.028), *uniform(rng, 0.025, 0.045),
+        rng.uniform(0.36, 0.43), rng.uniform(0.47, 0.54), rng.uniform(0.150, 0.185), rng.uniform(-0.06, 0.01),
+        rng.uniform(0.075, 0.098), rng.uniform(0.26, 0.31), rng.uniform(0.125, 0.165),
+        rng.uniform(-0.36, -0.24), rng.uniform(1.08, 1.24), rng.uniform(0.10, 0.34) if long_hair else -0.25,
+        rng.uniform(0.014, 0.028), rng.uniform(0.025, 0.045),
     ]  # fmt: skip
     return torch.from_numpy(np.concatenate([skin, hair, shirt, wall, backdrop, lip, iris, shape]).astype(np.float32))
 
