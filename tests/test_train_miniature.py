@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     """A run folder after about a second of every training stage."""
     out = tmp_path_factory.mktemp("miniature")
     for stage in ("codec", "base", "decoder"):
-        assert main(["--stage", stage, "--out", str(out), "--minutes", "0.01", "--clips", "2"]) == 0
+        assert main(["--stage", stage, "--out", str(out), "--minutes", "0.01", "--clips", "2", "--steps", "2"]) == 0
     return out
 
 

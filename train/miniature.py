@@ -23,9 +23,10 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--stage", choices=["codec", "decoder", "base", "evaluate"], required=True)
     parser.add_argument("--out", type=Path, help="run folder (evaluate: the shipped miniature if not given)")
     parser.add_argument("--minutes", type=float, help="how long to train (codec and decoder 6, base 25)")
-    parser.add_argument("--clips", type=int, help="training clips to draw (codec 800, base 2400)")
+    parser.add_argument("--clips", type=int, help="clips to draw (codec 800, base 2400) or to sample (decoder 160)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate of the base")
+    parser.add_argument("--start", type=Path, help="folder of a trained miniature whose weights the base begins with")
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
     parser.add_argument("--count", type=int, default=100, help="held-out clips to evaluate")
     parser.add_argument("--frames", type=int, default=81, help="frames of each")
@@ -65,11 +66,18 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "base":
         from train.miniature_base import train_base
 
-        train_base(args.out, minutes=args.minutes or 25, clips=args.clips or 2400, seed=args.seed, rate=args.rate)
+        train_base(
+            args.out, minutes=args.minutes or 25, clips=args.clips or 2400, seed=args.seed, rate=args.rate,
+            start=args.start,
+        )  # fmt: skip
     else:
         from train.miniature_decoder import train_decoder
+        from train.miniature_evaluate import defaults_or
 
-        train_decoder(args.out, minutes=args.minutes or 6, seed=args.seed)
+        settings = defaults_or(args)
+        train_decoder(
+            args.out, minutes=args.minutes or 6, seed=args.seed, clips=args.clips or 160, settings=settings
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from fantasy_core.audio import load_voice, trim, window, window_ranges
 from fantasy_core.encoders import image_condition
 from fantasy_core.flow import draw_noise, guide, sample, schedule, timestep
 from fantasy_core.media import contact_sheet
+from fantasy_core.miniature.codec import Codec
 from fantasy_core.miniature.components import MiniatureComponents, load_components
 from fantasy_core.miniature.judge import judge, lip_sync
 from fantasy_core.miniature.speech import RATE
@@ -38,11 +39,16 @@ def held_out(split: str, count: int, frames: int) -> list[Clip]:
     return [draw_clip(seeds[i % len(seeds)], i // len(seeds), frames) for i in range(count)]
 
 
+def generate(components: MiniatureComponents, clips: list[Clip], **settings) -> Tensor:
+    """Animate frame 0 of every clip by its voice, in one window -> video [B, T, 3, S, S] in 0..1."""
+    return to_video(components.codec, sample_latents(components, clips, **settings))
+
+
 @torch.inference_mode()
-def generate(
+def sample_latents(
     components: MiniatureComponents, clips: list[Clip], *, steps: int, shift: float, scale: float, seed: int = 0
 ) -> Tensor:
-    """Animate frame 0 of every clip by its voice, in one window -> video [B, T, 3, S, S] in 0..1."""
+    """What the base makes of frame 0 of every clip and its voice -> latents [B, 16, F, h, w]."""
     frames, size = len(clips[0].pose), len(clips)
     portraits = [clip.video()[:1] * 2 - 1 for clip in clips]
     condition = torch.cat([image_condition(components.encode, portrait, frames) for portrait in portraits])
@@ -58,8 +64,13 @@ def generate(
             heard = dit(latents, time, text, condition=condition, audio=audio)
             return guide(None, silent, heard, scale, scale, same_text=True)
 
-        latents = sample(velocity, noise, schedule(steps, shift))
-    return components.codec.decode(latents).movedim(1, 2) / 2 + 0.5
+        return sample(velocity, noise, schedule(steps, shift))
+
+
+@torch.inference_mode()
+def to_video(codec: Codec, latents: Tensor) -> Tensor:
+    """Latents [B, 16, F, h, w] -> video [B, T, 3, S, S] in 0..1."""
+    return codec.decode(latents).movedim(1, 2) / 2 + 0.5
 
 
 def interval(values: Tensor, seed: int = 0) -> tuple[float, float, float]:
@@ -90,7 +101,7 @@ def score(video: Tensor, clips: list[Clip]) -> dict[str, Tensor]:
 def ceiling(components: MiniatureComponents, clips: list[Clip]) -> Tensor:
     """The real clips through the codec -> video [B, T, 3, S, S] in 0..1."""
     real = torch.stack([clip.video() for clip in clips]).movedim(2, 1) * 2 - 1
-    return components.codec.decode(components.encode(real)).movedim(1, 2) / 2 + 0.5
+    return to_video(components.codec, components.encode(real))
 
 
 def evaluate_piece(folder: Path, clips: list[Clip], first: int, settings: dict) -> tuple[dict, dict, Tensor]:

@@ -35,13 +35,13 @@ def load_codec(path: Path) -> Codec:
     return codec.eval().requires_grad_(False)
 
 
-def in_parallel(draw, count: int, *rest) -> None:
+def in_parallel(draw, count: int, *rest, chunk: int = CHUNK, task: str = "drawing clips") -> None:
     """Run draw(indices, *rest) for all of range(count) in worker processes, with a progress bar."""
     with ProcessPoolExecutor(os.cpu_count()) as workers:
         jobs: list[Future] = [
-            workers.submit(draw, range(i, min(i + CHUNK, count)), *rest) for i in range(0, count, CHUNK)
+            workers.submit(draw, range(i, min(i + chunk, count)), *rest) for i in range(0, count, chunk)
         ]
-        for job in tqdm(jobs, desc="drawing clips", unit=f"x{CHUNK}"):
+        for job in tqdm(jobs, desc=task, unit=f"x{chunk}"):
             job.result()
 
 
