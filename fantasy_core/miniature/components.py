@@ -32,8 +32,8 @@ FAMILIAR = 31.0  # dB: pictures of this world come through the codec at 36 and m
 class MiniatureComponents:
     """The shipped miniature, or one of your own making in `folder`, in three files like the real model's:
 
-    base.safetensors (the DiT, with the names and metadata that ComfyUI's native Wan loader reads; loading it there was
-    not run), fantasytalking.safetensors (audio projection and linears, in FantasyTalking's naming), codec.safetensors.
+    base.safetensors (the DiT, with the names and metadata by which ComfyUI's native Wan class reads it; a test runs it
+    there), fantasytalking.safetensors (audio projection and linears, in FantasyTalking's naming), codec.safetensors.
     """
 
     name = "miniature"
