@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .errors import UserError, report
 from .estimate import estimate
 from .flags import DTYPES, Settings, parser
 from .manifest import Failures, Job, check_out, read_jobs, remove_partials, settings_of, sha256
+from .mixture import Mixture
 from .progress import Progress
 from .windows import Window, assemble, hold, plan_windows, window_noise
 
@@ -59,7 +61,7 @@ def read_portrait(path: Path, settings: Settings) -> Tensor:
     return media.fit_image(media.read_image(path), settings.size)[None] * 2 - 1
 
 
-def check_job(job: Job, settings: Settings, components: Components) -> Clip:
+def check_job(job: Job, settings: Settings, components: Components, mixture: Mixture | None = None) -> Clip:
     """Read portrait and voice, warn about the portrait, plan the windows. Raises UserError for unusable files."""
     portrait = read_portrait(job.portrait, settings)
     seconds = len(audio.load_voice(job.audio)) / audio.SAMPLE_RATE
@@ -76,6 +78,8 @@ def check_job(job: Job, settings: Settings, components: Components) -> Clip:
         "dtype": str(components.dtype).removeprefix("torch."), "prompt": job.prompt, "seed": job.seed,
         "portrait": sha256(job.portrait), "audio": sha256(job.audio), "frames": frames, "size": list(size),
     }  # fmt: skip
+    if mixture is not None:
+        record |= mixture.record
     return Clip(job, frames, size, plan_windows(frames, settings.window, settings.overlap), record)
 
 
@@ -150,14 +154,28 @@ def make_video(
     print(f"{job.out}: {clip.frames} frames, {clip.frames / settings.fps:.2f} s", file=sys.stderr)
 
 
-def make_group(components: Components, clips: list[Clip], settings: Settings, failures: Failures) -> None:
+def with_experts(
+    components: Components, dit: Callable[..., Tensor], mixture: Mixture | None, settings: Settings
+) -> AbstractContextManager:
+    """The DiT with its experts and gate, while the context is open (Eq. 4)."""
+    if mixture is None:
+        return nullcontext()
+    sigmas = flow.schedule(settings.steps, settings.shift)
+    return mixture.attached(
+        dit, sigmas, device=components.device, dtype=components.dtype, streamed=offloaded(components)
+    )
+
+
+def make_group(
+    components: Components, clips: list[Clip], settings: Settings, failures: Failures, mixture: Mixture | None = None
+) -> None:
     """The videos of a few clips. Text encoder and DiT are loaded once for all of them."""
     with torch.inference_mode():
         texts, ready = encode_prompts(components, clips, settings), []
         for clip in clips:
             with failures.of(clip.job):
                 ready.append((clip, encode_inputs(components, clip, texts, settings)))
-        with components.dit() as dit:
+        with components.dit() as dit, with_experts(components, dit, mixture, settings):
             for clip, inputs in ready:
                 with failures.of(clip.job):
                     make_video(components, dit, clip, inputs, settings)
@@ -190,40 +208,48 @@ def load_components(flags: argparse.Namespace) -> Components:
     )
 
 
-def print_plan(components: Components, clips: list[Clip], settings: Settings) -> None:
+def offloaded(components: Components) -> bool:
+    return getattr(components, "offload", "none") == "blocks"
+
+
+def print_plan(components: Components, clips: list[Clip], settings: Settings, mixture: Mixture | None = None) -> None:
     """What each video costs, by arithmetic (`estimate`); a shorter last window counts as a whole one."""
     for clip in clips:
         same = clip.job.prompt == settings.negative_prompt
         weights = flow.guidance_weights(settings.text_scale, settings.audio_scale, same_text=same)
         passes, (width, height) = sum(weight != 0 for weight in weights), clip.size
+        batch = passes if settings.passes == "batched" else 1
         cost = estimate(
             components.config, clip.windows[0].frames, height, width, settings.steps, passes, components.dtype,
-            getattr(components, "offload", "none") == "blocks", windows=len(clip.windows),
-            batch=passes if settings.passes == "batched" else 1,
+            offloaded(components), windows=len(clip.windows), batch=batch,
         )  # fmt: skip
         print(f"{clip.job.out}: {clip.frames} frames, {clip.frames / settings.fps:.2f} s\n{cost}")
-        beside = (cost.weights + cost.vae) / 2**30  # windows alternate between both, so the DiT stays
-        print(f"{'memory, VAE beside the DiT':<28}{beside:.1f} GiB\n")
+        if cost.vae:  # windows alternate between both, so the DiT stays
+            print(f"{'memory, VAE beside the DiT':<28}{(cost.weights + cost.vae) / 2**30:.1f} GiB")
+        if mixture is not None:
+            print(mixture.explain(cost.grid, batch, components.dtype, offloaded(components)))
+        print()
 
 
 def run(flags: argparse.Namespace) -> None:
     components = load_components(flags)
     settings = Settings.from_flags(flags, components.defaults)
+    mixture = Mixture.from_flags(flags, components.config, flow.schedule(settings.steps, settings.shift))
     failures = Failures(one_job=flags.manifest is None)
     jobs = read_jobs(flags, failures)
     total, clips = len(jobs) + len(failures.lines), []
     for job in jobs:
         with failures.of(job):
-            clips.append(check_job(job, settings, components))
+            clips.append(check_job(job, settings, components, mixture))
     if flags.manifest is not None:
         there = len(clips)
         clips = [clip for clip in clips if settings_of(clip.job.out) != clip.record]
         print(f"{len(clips)} videos to make, {there - len(clips)} are there already", file=sys.stderr)
     if flags.dry_run:
-        print_plan(components, clips, settings)
+        print_plan(components, clips, settings, mixture)
     else:
         for first in range(0, len(clips), GROUP):
-            make_group(components, clips[first : first + GROUP], settings, failures)
+            make_group(components, clips[first : first + GROUP], settings, failures, mixture)
     failures.report(total)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import audio, flow, media
+from . import audio, flow, media, mixture
 from .components import Defaults
 from .errors import UserError
 from .windows import plan_windows
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-frames", type=int, help="stop there, 4k + 1 (default: the whole voice)")
     rules = "within: never outruns the voice; official: FantasyTalking's, one window, up to 5 frames longer"
     add("--frames-rule", choices=("within", "official"), default="within", help=rules)
+    mixture.add_flags(parser)
     add = parser.add_argument_group("running").add_argument
     add("--dry-run", action="store_true", help="check everything, print memory and FLOPs, write nothing")
     add("--debug", action="store_true", help="show tracebacks")

@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> None:
         from train.miniature_evaluate import defaults_or
 
         settings = defaults_or(args)
-        train_decoder(
-            args.out, minutes=args.minutes or 6, seed=args.seed, clips=args.clips or 160, settings=settings
-        )
+        train_decoder(args.out, minutes=args.minutes or 6, seed=args.seed, clips=args.clips or 160, settings=settings)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,10 +5,12 @@ Every layout is tested with small files written in exactly that layout; unverifi
 
 from .fantasytalking import Report, load_fantasytalking, load_projection, open_fantasytalking
 from .files import TensorSet, open_tensors, tensors_hash
+from .lora import Lora, open_lora, read_pairs
 from .saving import save_tensors
 from .wan import WanFiles, dit_config, find_wan, load_dit
 
 __all__ = [
+    "Lora",
     "Report",
     "TensorSet",
     "WanFiles",
@@ -18,7 +20,9 @@ __all__ = [
     "load_fantasytalking",
     "load_projection",
     "open_fantasytalking",
+    "open_lora",
     "open_tensors",
+    "read_pairs",
     "save_tensors",
     "tensors_hash",
 ]

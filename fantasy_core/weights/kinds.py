@@ -9,9 +9,11 @@ LORA = re.compile(
     r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|hada_w\d_a|lokr_w\d|dora_scale|diff_b)(\.|$)"
 )
 FANTASYTALKING = re.compile(r"^proj_model\.|^audio_processor\.|cross_attn\.(processor\.)?k_proj\.weight|^proj\.weight")
+GATE = re.compile(r"(^|\.)gate\.(weight|bias|logits|slope)$|^table$")
 TEXT = re.compile(r"(^|\.)(token_embedding|shared|encoder\.embed_tokens)\.weight|\.SelfAttention\.q\.")
 KINDS = (
     ("a LoRA", LORA),
+    ("a fusion gate", GATE),
     ("an image encoder (CLIP)", re.compile(r"(^|\.)(cls_embedding|class_embedding)$")),
     ("a Wan transformer", re.compile(r"^(model\.)?(diffusion_model\.)?patch_embedding\.weight$")),
     ("FantasyTalking's audio weights", FANTASYTALKING),
