@@ -17,6 +17,7 @@ from .estimate import AUDIO_ROWS
 from .experts import Expert, ExpertBank, load_expert
 from .flow import timestep
 from .fusion import NAMES, Tokens, attach, build_plan, host_of
+from .fusion.calibrate import measure
 from .gate import Beside, check_gate, weights_at
 from .gate_files import base_warning, load_gate
 from .manual_gates import KINDS, manual_gate
@@ -131,7 +132,10 @@ class Mixture:
             w = weights_at(gate, timestep(sigmas[:-1]).to(device), host.time_embedding)
             save_plot(self.plot, w, gate.names, sigmas)
         bank = self.bank.place("cpu" if streamed else device, dtype)
-        with attach(host, bank, gate, self.strategy, per_sample=False):
+        # CPUs differ in what half precision products cost them, so there N* is measured; elsewhere FLOPs decide
+        unknown = self.strategy == "auto" and device.type == "cpu" and dtype.itemsize < 4
+        thresholds = measure(host, bank) if unknown else None
+        with attach(host, bank, gate, self.strategy, per_sample=False, thresholds=thresholds):
             yield
 
 

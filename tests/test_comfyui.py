@@ -33,7 +33,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.sd
 patcher = comfy.sd.load_diffusion_model(model, model_options={"dtype": torch.float32})
-given = torch.load(inputs)
+given = torch.load(inputs, weights_only=True)
 with torch.no_grad():
     velocity = patcher.model.diffusion_model(torch.cat([given["latents"], given["condition"]], 1), given["timestep"], given["text"])
 torch.save(velocity, output)

@@ -37,7 +37,7 @@ class MiniatureComponents:
     """
 
     name = "miniature"
-    defaults = Defaults(size=(SIZE, SIZE), steps=20)
+    defaults = Defaults(size=(SIZE, SIZE), steps=20, shift=12.0, text_scale=3.0, audio_scale=3.0)
 
     def __init__(self, folder: Path = WEIGHTS, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype or torch.float32
