@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 
 LORA = re.compile(
-    r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|hada_w\d_a|lokr_w\d|dora_scale|diff_b)(\.|$)"
+    r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_linear_layer\.(down|up)"
+    r"|hada_w\d_[ab]|lokr_w\d(_[ab])?|dora_scale|diff_b)(\.|$)"
 )
 FANTASYTALKING = re.compile(r"^proj_model\.|^audio_processor\.|cross_attn\.(processor\.)?k_proj\.weight|^proj\.weight")
 GATE = re.compile(r"(^|\.)gate\.(weight|bias|logits|slope)$|^table$")
