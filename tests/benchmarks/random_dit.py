@@ -11,10 +11,10 @@ from fantasy_core.wan import PRESETS, WanConfig, WanDiT
 __all__ = ["AUDIO_ROWS", "random_dit", "random_inputs"]
 
 
-def random_dit(preset: str, dtype: torch.dtype) -> WanDiT:
+def random_dit(preset: str | WanConfig, dtype: torch.dtype) -> WanDiT:
     """On the CPU. All blocks have equal values: drawing 17 billion numbers takes minutes, copying takes seconds."""
     with torch.device("meta"):
-        dit = WanDiT(PRESETS[preset])
+        dit = WanDiT(PRESETS[preset] if isinstance(preset, str) else preset)
     dit = dit.to(dtype).to_empty(device="cpu").eval().requires_grad_(False)
     for name, parameter in dit.named_parameters():
         if name.startswith("blocks.") and not name.startswith("blocks.0."):
