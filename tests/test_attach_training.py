@@ -167,3 +167,21 @@ def test_one_graph_over_six_steps():
             assert {choice.strategy for choice in attached.chosen.values()} == {"merged", "stacked"}
         assert len({tuple(w.flatten().tolist()) for w in weights}) == 6
         assert torch.allclose(compiled(**given), dit(**given), atol=1e-6) and counter.frame_count == 2
+
+
+def test_a_compiled_model_takes_other_sizes():
+    """18, 27, 36, 75 video tokens, N* = 96 * 96 / 192 = 48: sizes are symbolic from the second on, and `auto` begins to
+    merge where it does without torch.compile."""
+    dit = random_dit(replace(SMALL, num_layers=1)).requires_grad_(False)
+    bank = random_bank(dit, linears=("self_attn.q",))
+    gate, chosen, counter = random_gate(dit, bank, "block"), [], CompileCounter()
+    torch._dynamo.reset()
+    with torch.no_grad(), attach(dit, bank, gate) as attached:
+        compiled = torch.compile(dit, backend=counter)
+        for size in ((3, 4, 6), (3, 6, 6), (3, 8, 6), (3, 10, 10)):
+            given = inputs(SMALL, 1, size=size)
+            got = compiled(**given)
+            chosen.append(attached.chosen["blocks.0.self_attn.q"].strategy)
+            assert torch.allclose(got, dit(**given), atol=1e-6)
+            assert chosen[-1] == attached.chosen["blocks.0.self_attn.q"].strategy
+    assert chosen == ["stacked", "stacked", "stacked", "merged"] and counter.frame_count <= 4

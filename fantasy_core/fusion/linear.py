@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .hosts import weight_format
-from .plan import Choice, choose
+from .plan import Choice, break_even, choose
 from .strategies import STRATEGIES, add_naive, add_stacked
 
 if TYPE_CHECKING:
@@ -53,15 +53,20 @@ class ExpertLinear:
     def _choose(self, x: Tensor, c: Tensor, weight: Tensor | None) -> Choice:
         attached, rows = self.attached, self.rows
         planned = attached.plan.linears[self.address].choice if attached.plan else None
+        tokens, threshold = x.numel() // x.shape[-1], attached.thresholds.get(self.sizes)
+        strategy = planned.strategy if planned else attached.strategy
+        if strategy == "auto" and torch.compiler.is_compiling():  # `choose` cannot put a symbolic size into words
+            limit = break_even(*self.sizes) if threshold is None else threshold
+            strategy = "merged" if tokens >= limit else "stacked"
         tensors = [x, c, rows.down, rows.up] + ([] if weight is None else [weight])
         choice = choose(
             *self.sizes,
-            x.numel() // x.shape[-1],
-            strategy=planned.strategy if planned else attached.strategy,
+            tokens,
+            strategy=strategy,
             weights="own" if weight is None else "stored" if weight.dtype.itemsize == 1 else "float",
             grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
             per_sample=c.ndim > 1,
-            threshold=attached.thresholds.get(self.sizes),
+            threshold=threshold,
         )
         return planned if planned and planned.strategy == choice.strategy else choice
 
