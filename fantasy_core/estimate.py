@@ -127,15 +127,15 @@ class Estimate:
             ("one pass", f"{_flops(one.total)}, {share:.0%} of it attention"),
             ("all passes", f"{_flops(self.flops)} = {self.windows} x {self.steps} steps x {self.passes} pass(es)"),
             ("time, assumed rates", _times(self.flops) if self.dtype.itemsize == 2 else ""),
-            *((f"memory, {encoder}", _bytes(size)) for encoder, size in self.encoders.items()),
-            (f"memory, weights {name}", _bytes(self.weights) + (", two blocks of them" if self.offload else "")),
-            ("memory, activations", _bytes(self.activations)),
-            ("memory, latents", _bytes(self.latents)),
-            ("memory, VAE fp32", _bytes(self.vae)),
-            ("memory, largest stage", f"{_bytes(self.peak)}, and about a tenth for the allocator"),
-            ("host memory, blocks", _bytes(self.host_weights)),
+            *((f"memory, {encoder}", told_bytes(size)) for encoder, size in self.encoders.items()),
+            (f"memory, weights {name}", told_bytes(self.weights) + (", two blocks of them" if self.offload else "")),
+            ("memory, activations", told_bytes(self.activations)),
+            ("memory, latents", told_bytes(self.latents)),
+            ("memory, VAE fp32", told_bytes(self.vae)),
+            ("memory, largest stage", f"{told_bytes(self.peak)}, and about a tenth for the allocator"),
+            ("host memory, blocks", told_bytes(self.host_weights)),
         ]
-        return "\n".join(f"{label:<28}{text}" for label, text in rows if text not in ("", _bytes(0)))
+        return "\n".join(f"{label:<28}{text}" for label, text in rows if text not in ("", told_bytes(0)))
 
 
 def estimate(
@@ -176,7 +176,8 @@ def _flops(count: float) -> str:
     return f"{count / 1e6:.3g} MFLOP"
 
 
-def _bytes(count: int) -> str:
+def told_bytes(count: int) -> str:
+    """Bytes for people: 1.5 GiB, 20.0 MiB, 3 KiB."""
     for power, unit in ((2**30, "GiB"), (2**20, "MiB")):
         if count >= power:
             return f"{count / power:.1f} {unit}"

@@ -92,8 +92,8 @@ def load_gate(
 
 def base_warning(gate: nn.Module, host: nn.Module | Host) -> str | None:
     """What to tell a user whose base is not the one the gate was trained on; None where it is, or is not known."""
-    trained, own = getattr(gate, "base", ""), base_fingerprint(host)
-    if trained in ("", own):
+    trained = getattr(gate, "base", "")
+    if not trained or (own := base_fingerprint(host)) == trained:
         return None
     return (
         f"the gate was trained on a base with another time embedding ({trained}, here {own}). Quantised files of the "

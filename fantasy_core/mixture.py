@@ -20,6 +20,7 @@ from .fusion import NAMES, Tokens, attach, build_plan, host_of
 from .fusion.calibrate import measure
 from .gate import Beside, check_gate, weights_at
 from .gate_files import base_warning, load_gate
+from .manifest import sha256
 from .manual_gates import KINDS, manual_gate
 from .wan import WanConfig, WanDiT
 
@@ -158,8 +159,6 @@ def _strength(text: str) -> tuple[Path, float]:
 
 def _content(gate: str | None) -> str | None:
     """The gate as it is told in a record: what a file holds, not what it is called."""
-    from .manifest import sha256
-
     kind, _, rest = (gate or "").partition(":")
     if kind == "table" and "\n" not in rest.strip():
         return f"table:{sha256(Path(rest))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -187,6 +188,10 @@ def test_a_gate_for_another_base(tmp_path):
     save_gate(path, random_gate(), hashes=HASHES, host=dit)
     assert "another time embedding" in base_warning(load_gate(path, hashes=HASHES, host=other), other)
     save_gate(path, random_gate(blocks=5, form="linear"), hashes=HASHES)
+    with pytest.raises(UserError, match="another base model"):
+        load_gate(path, hashes=HASHES, host=dit)
+    wide = random_dit(replace(TINY, dim=108))
+    save_gate(path, random_gate(dim=108), hashes=HASHES, host=wide)
     with pytest.raises(UserError, match="another base model"):
         load_gate(path, hashes=HASHES, host=dit)
 

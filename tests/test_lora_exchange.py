@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 
 import pytest
 import torch
+from comfyui import inside_comfyui
 from lora_layouts import diffusers_name
 from safetensors.torch import load_file
 from small_dits import TINY, inputs, random_dit, without_audio
 from small_experts import random_bank, random_expert
-from test_comfyui import COMFYUI, PYTHON
 
 from fantasy_core.experts import Expert, ExpertBank, averaged, load_expert, save_expert, to_peft
 from fantasy_core.fusion.hosts import AUDIO_LINEARS, LINEARS, host_of
@@ -184,23 +183,12 @@ def _quieten(model) -> None:
                 parameter.mul_(0.1)
 
 
-# ComfyUI's own mapping of LoRA keys onto the tiny miniature; every key of our file must find its weight
+# ComfyUI's own mapping of LoRA keys onto the miniature; every key of our file must find its weight
 MAPPING = """
-import json, logging, sys
-folder, model, lora, output = sys.argv[1:]
-sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, folder)
-import torch
-vision = torch.library.Library("torchvision", "FRAGMENT")
-if not hasattr(torch.ops.torchvision, "nms"):
-    vision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    vision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import comfy.options
-comfy.options.enable_args_parsing()
-import comfy.lora, comfy.lora_convert, comfy.sd, comfy.utils
-patcher = comfy.sd.load_diffusion_model(model, model_options={"dtype": torch.float32})
+import comfy.lora, comfy.lora_convert, comfy.utils
+patcher = comfy.sd.load_diffusion_model(files[0], model_options={"dtype": torch.float32})
 keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
-state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(lora, safe_load=True))
+state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(files[1], safe_load=True))
 patches = comfy.lora.load_lora(state, keys, log_missing=False)
 used = set().union(*(patch.loaded_keys for patch in patches.values()))
 name = "diffusion_model.blocks.0.ffn.2.weight"
@@ -208,7 +196,7 @@ before = patcher.model.state_dict()[name].clone()
 patcher.add_patches(patches, 1.0)
 patcher.patch_model()
 changed = patcher.model.state_dict()[name] - before
-torch.save({"left over": sorted(set(state) - used), "patched": sorted(patches), "change": changed}, output)
+found = {"left over": sorted(set(state) - used), "patched": sorted(patches), "change": changed}
 """
 
 
@@ -217,14 +205,10 @@ def test_comfyui_takes_every_key_of_our_file(tmp_path, record_property):
     from fantasy_core.miniature.components import WEIGHTS
     from fantasy_core.weights import load_dit
 
-    if not (COMFYUI / "comfy").is_dir() or not PYTHON.exists():
-        pytest.skip(f"no ComfyUI at {COMFYUI} with an interpreter at {PYTHON}")
     base = WEIGHTS / "base.safetensors"
     expert = random_expert(load_dit(base, dtype=torch.float32), "mn", scale=0.5)
     save_expert(tmp_path / "mn.safetensors", expert)
-    files = [str(base), str(tmp_path / "mn.safetensors"), str(tmp_path / "found.pt")]
-    subprocess.run([PYTHON, "-c", MAPPING, str(COMFYUI), *files], check=True, timeout=300, cwd=tmp_path)
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    found = inside_comfyui(MAPPING, tmp_path, base, tmp_path / "mn.safetensors")
     assert not found["left over"], json.dumps(found["left over"][:3])
     assert found["patched"] == sorted(f"diffusion_model.{address}.weight" for address in expert.pairs)
     pair = expert.pairs["blocks.0.ffn.2"]

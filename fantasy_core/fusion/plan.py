@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..estimate import told_bytes
 from .hosts import Host, host_of, split_address, weight_format
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Plan:
         lines += [
             "",
             f"experts: {self.flops_percent:.2f} % of the {self.pass_flops / 1e12:.4g} TFLOP of a pass, "
-            f"{_size(self.bank_bytes)} of weights, at most {_size(peak)} more while a linear runs",
+            f"{told_bytes(self.bank_bytes)} of weights, at most {told_bytes(peak)} more while a linear runs",
             f"error: rms, as a fraction of what the experts change when that is {DELTA:.0%} of the output",
         ]
         return "\n".join(line.rstrip() for line in lines)
@@ -160,7 +161,7 @@ class Plan:
     def _line(self, name: str, alike: list[LinearPlan]) -> tuple[str, ...]:
         flops = 100 * sum(linear.flops for linear in alike) / self.pass_flops
         size, first = max(linear.bytes for linear in alike), alike[0]
-        shown = f"{flops:.3f} %", _size(size), f"{first.error:.2g}", first.choice.why
+        shown = f"{flops:.3f} %", told_bytes(size), f"{first.error:.2g}", first.choice.why
         return (name, str(len(alike)), first.choice.strategy, *shown)
 
 
@@ -224,10 +225,3 @@ def pass_flops(host: Host, tokens: Tokens) -> int:
     )
     keys = (tokens.video + tokens.text + tokens.image) // tokens.batch
     return linears + host.num_blocks * 4 * tokens.video * keys * host.dim
-
-
-def _size(count: int) -> str:
-    for power, unit in ((2**30, "GiB"), (2**20, "MiB")):
-        if count >= power:
-            return f"{count / power:.1f} {unit}"
-    return f"{count / 2**10:.0f} KiB"
