@@ -18,12 +18,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .audio import Wav2Vec
 from .encoders import VideoVAE, encode_clip, encode_text, load_vae
 from .errors import UserError
 from .media import check_file
 from .offload import blocks
 from .wan import WanConfig, WanDiT
+from .wav2vec import Wav2Vec
 from .weights import (
     TensorSet,
     dit_config,

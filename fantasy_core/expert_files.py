@@ -78,8 +78,11 @@ class Expert:
         return digest.hexdigest()
 
 
-def load_expert(path: str | Path, name: str | None = None, *, ignore_unsupported: bool = False) -> Expert:
-    """Read any Wan LoRA as an expert, with `NAME.audio.safetensors` beside `NAME.safetensors` where there is one.
+def load_expert(
+    path: str | Path, name: str | None = None, *, ignore_unsupported: bool = False, with_audio: bool = True
+) -> Expert:
+    """Read any Wan LoRA as an expert, with `NAME.audio.safetensors` beside `NAME.safetensors` where there is one and
+    `with_audio`.
 
     `name` defaults to the dimension in the metadata, then to the file's stem. Our own files must hold every linear that
     they promise, at one rank and alpha = r; in others, absent linears are zero, and what is no low-rank change of a
@@ -88,7 +91,7 @@ def load_expert(path: str | Path, name: str | None = None, *, ignore_unsupported
     """
     path, pairs = Path(path), {}
     lora, twin = open_lora(path), audio_twin(path)
-    for part in [lora, open_lora(twin)] if twin.is_file() else [lora]:
+    for part in [lora, open_lora(twin)] if with_audio and twin.is_file() else [lora]:
         if part.own or not ignore_unsupported:
             refuse_unsupported(part)
         _check_twice(part.path, pairs.keys() & part.pairs.keys())

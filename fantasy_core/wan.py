@@ -235,16 +235,20 @@ class SelfAttention(Attention):
 class AudioProcessor(nn.Module):
     """FantasyTalking's keys and values for audio: no bias, no norm, zero at the start of training."""
 
-    def __init__(self, config: WanConfig):
+    def __init__(self, token_dim: int, dim: int, linear: type[nn.Linear] = nn.Linear):
         super().__init__()
-        self.k_proj = nn.Linear(config.audio_token_dim, config.dim, bias=False)
-        self.v_proj = nn.Linear(config.audio_token_dim, config.dim, bias=False)
+        self.k_proj, self.v_proj = linear(token_dim, dim, bias=False), linear(token_dim, dim, bias=False)
 
     def forward(self, q: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """q [B, S, N, d], tokens [B, F, n, D] -> [B, S, N*d]. The queries of a latent frame see its own tokens only."""
-        slices = (tokens.shape[0] * tokens.shape[1], -1, *q.shape[2:])  # [B*F, rows, N, d]
-        k, v = (linear(tokens.flatten(1, 2)).reshape(slices) for linear in (self.k_proj, self.v_proj))
-        return attention(q.reshape(slices), k, v, mask).reshape(*q.shape[:2], -1)
+        k, v = self.k_proj(tokens.flatten(1, 2)), self.v_proj(tokens.flatten(1, 2))
+        return attend_frames(q, k, v, tokens.shape[1], mask)
+
+
+def attend_frames(q: Tensor, k: Tensor, v: Tensor, frames: int, mask: Tensor | None) -> Tensor:
+    """q [B, S, N, d], k and v [B, F*n, N*d]: latent frame f of F attends to its own n rows -> [B, S, N*d]."""
+    slices = (len(q) * frames, -1, *q.shape[2:])  # [B*F, rows, N, d]
+    return attention(q.reshape(slices), k.reshape(slices), v.reshape(slices), mask).reshape(*q.shape[:2], -1)
 
 
 class CrossAttention(Attention):
@@ -256,7 +260,7 @@ class CrossAttention(Attention):
             self.k_img, self.v_img = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
             self.norm_k_img = RMSNorm(config.dim, config.eps)
         if config.audio_token_dim:
-            self.processor = AudioProcessor(config)
+            self.processor = AudioProcessor(config.audio_token_dim, config.dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q = self.heads(self.norm_q(self.q(x)))
@@ -402,13 +406,9 @@ class WanDiT(nn.Module):
         embedded = self.text_embedding(F.pad(text, (0, 0, 0, self.config.text_len - text.shape[1])))
         if audio is None:
             return Context(embedded, image, None, None, 0.0)
-        if isinstance(audio_scale, Tensor):
-            audio_scale = audio_scale.to(text).view(-1, 1, 1)
-        mask = None
-        if audio.lengths is not None:
-            rows = torch.arange(audio.tokens.shape[2], device=text.device)
-            mask = (rows < audio.lengths.to(text.device)[:, :, None]).flatten(0, 1)[:, None, None]  # [B*F, 1, 1, n]
-        return Context(embedded, image, audio.tokens.to(text), mask, audio_scale)
+        scale = audio_scale.to(text).view(-1, 1, 1) if isinstance(audio_scale, Tensor) else audio_scale
+        audio = audio.to(text)
+        return Context(embedded, image, audio.tokens, audio.mask(), scale)
 
     def unpatch(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """[B, S, patch*out_dim] -> [B, out_dim, F, h, w]."""

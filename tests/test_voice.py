@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sounds import encode
 
-from fantasy_core.audio import Wav2Vec, check_voice, load_voice, pieces, token_count, trim
+from fantasy_core.audio import check_voice, load_voice, token_count, trim
 from fantasy_core.errors import UserError
+from fantasy_core.wav2vec import Wav2Vec, pieces
 
 
 @pytest.mark.parametrize(

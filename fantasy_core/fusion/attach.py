@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError, some
 from ..gate import check_gate
-from .hosts import AUDIO_LINEARS, LINEARS, Host, host_of, split_address
+from .coefficients import RankPlaces
+from .hosts import Host, host_of
 from .linear import ExpertLinear
 from .plan import Choice, Plan, check_strategy
 
 if TYPE_CHECKING:
     from ..experts import ExpertBank
 
-ORDER = LINEARS + AUDIO_LINEARS  # of the M linears of a block in w [B, J, M, E]
 Gate = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -97,9 +97,7 @@ class Attached:
         self.timestep: Tensor | None = None  # of the forward under way, until the gate has seen it
         self.coefficients: tuple[Tensor, ...] | None = None  # of the forward under way: one c for each linear
         self.linears = [ExpertLinear(self, i, address, rows) for i, (address, rows) in enumerate(bank.rows.items())]
-        with torch.inference_mode(False):  # they are saved for backward passes
-            self.ranks = _rank_places(bank, next(host.time_embedding.parameters()).device)
-        self.last = int(self.ranks[1].max())  # place in ORDER of the last linear that some expert changes
+        self.ranks = RankPlaces(bank, next(host.time_embedding.parameters()).device)
 
     @property
     def chosen(self) -> dict[str, Choice]:
@@ -134,22 +132,14 @@ class Attached:
             _check_promise(timestep)
         shared = len(w) == 1 or self.per_sample is False
         check_strategy(self.strategy, not shared)
-        self.w, self.coefficients = w, self._coefficients(w[0] if shared else w)
+        self.w, self.coefficients = w, self.ranks.coefficients(w[0] if shared else w)
         if not torch.compiler.is_compiling():
             self.evaluations += 1
             for linear in self.linears:
                 linear.choice = None
 
-    def _coefficients(self, w: Tensor) -> tuple[Tensor, ...]:
-        """w [J, M, E], or [B, J, M, E] -> c [R] or [B, R] of each linear, as `Rows.coefficients` makes it; all in one
-        product, since there are hundreds of them."""
-        block, place, expert, scale = (tensor.to(w.device, non_blocking=True) for tensor in self.ranks)
-        w = w.to(torch.promote_types(w.dtype, torch.float32))
-        c = w[..., block, place if w.shape[-2] > 1 else 0, expert] * scale  # [..., ranks of all linears]
-        return c.split([len(linear.rows.scale) for linear in self.linears], dim=-1)
-
     def _check_weights(self, w: Tensor, batch: int) -> None:
-        blocks, counts = self.host.num_blocks, {1, len(ORDER), *[len(LINEARS)] * (self.last < len(LINEARS))}
+        blocks, counts = self.host.num_blocks, self.ranks.linears
         fits = w.ndim == 4 and w.shape[2] in counts and len(w) in (1, batch)
         if not fits or (w.shape[1], w.shape[3]) != (blocks, len(self.names)):
             raise UserError(
@@ -167,16 +157,6 @@ class Attached:
         out = output if isinstance(output, Tensor) else output[0]
         if out.requires_grad and not torch.compiler.is_compiling():
             out.register_hook(lambda gradient: setattr(self, "coefficients", c))
-
-
-def _rank_places(bank: ExpertBank, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of every rank of every linear, one linear after another: its block, linear of the block, expert, and scale."""
-    rows, addresses = bank.rows.values(), [split_address(address) for address in bank.rows]
-    sizes = torch.tensor([len(held.scale) for held in rows])
-    block = torch.tensor([n for n, _ in addresses]).repeat_interleave(sizes)
-    linear = torch.tensor([ORDER.index(name) for _, name in addresses]).repeat_interleave(sizes)
-    expert, scale = torch.cat([held.owner for held in rows]), torch.cat([held.scale for held in rows])
-    return block.to(device), linear.to(device), expert.to(device), scale.to(device)
 
 
 def _check_promise(timestep: Tensor) -> None:

@@ -73,10 +73,20 @@ def add_stacked(y: Tensor, x: Tensor, rows: Rows, c: Tensor, fresh: bool = False
     if silent(c):
         return y
     down, up = _rows_like(rows, y)
-    u = F.linear(x.to(y.dtype), down)  # [..., R]
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (y, u, c, up))
+    return expand(y, compress(x.to(y.dtype), down, c), up, fresh)
+
+
+def compress(x: Tensor, down: Tensor, c: Tensor) -> Tensor:
+    """u = (x down^T) * c [..., R], the product weighed in the rank dimension and rounded once."""
+    u = F.linear(x, down)
+    recorded = torch.is_grad_enabled() and (u.requires_grad or c.requires_grad)
     c = _over_tokens(c, u)
-    u = (u * c).to(u.dtype) if recorded else u.mul_(c)  # rounded once either way
+    return (u * c).to(u.dtype) if recorded else u.mul_(c)
+
+
+def expand(y: Tensor, u: Tensor, up: Tensor, fresh: bool = False) -> Tensor:
+    """y + u up, u [..., R], up [R, out]."""
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (y, u, up))
     flat, u = y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1])
     added = flat.addmm_(u, up) if fresh and not recorded else torch.addmm(flat, u, up)
     return added.view(y.shape)
@@ -87,14 +97,13 @@ def merge(weight: Tensor, rows: Rows, c: Tensor) -> Tensor:
     if silent(c):
         return weight
     wide = accumulating(weight)
-    up, down = _factors(rows, c, wide, weight.device)
+    up, down = weighed(rows.up.to(weight.device), c, wide), rows.down.to(weight.device, wide)
     return torch.addmm(weight.to(wide), up, down).to(weight.dtype)
 
 
-def delta(rows: Rows, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """D = (up * c)^T down [out, in] in dtype, on the device of c, for hosts that add it to W themselves."""
-    up, down = _factors(rows, c, accumulating(torch.empty(0, dtype=dtype, device=c.device)), c.device)
-    return (up @ down).to(dtype)
+def weighed(up: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """(up * c)^T [out, R] in dtype, multiplied in fp32 or more: D = weighed(up, c) down."""
+    return (up.to(torch.promote_types(dtype, torch.float32)) * c[:, None]).to(dtype).T
 
 
 def accumulating(weight: Tensor) -> torch.dtype:
@@ -110,16 +119,10 @@ def silent(c: Tensor) -> bool:
     return not c.any()
 
 
-def _factors(rows: Rows, c: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(up * c)^T [out, R], c folded in with fp32 or more, and down [R, in]."""
-    up = rows.up.to(device, torch.promote_types(dtype, torch.float32)) * c[:, None]
-    return up.to(dtype).T, rows.down.to(device, dtype)
-
-
 def _rows_like(rows: Rows, y: Tensor) -> tuple[Tensor, Tensor]:
     return rows.down.to(y.device, y.dtype, non_blocking=True), rows.up.to(y.device, y.dtype, non_blocking=True)
 
 
 def _over_tokens(c: Tensor, u: Tensor) -> Tensor:
-    """[R] as it is; [B, R] -> [B, 1, ..., R] beside u [B, ..., R]."""
-    return c if c.ndim == 1 else c.view(c.shape[0], *[1] * (u.ndim - 2), c.shape[-1])
+    """[R], and weights for each token [B, L, R], as they are; [B, R] -> [B, 1, ..., R] beside u [B, ..., R]."""
+    return c if c.ndim in (1, u.ndim) else c.view(c.shape[0], *[1] * (u.ndim - 2), c.shape[-1])

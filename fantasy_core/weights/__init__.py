@@ -3,7 +3,7 @@
 Every layout is tested with small files written in exactly that layout; unverified with the real files.
 """
 
-from .fantasytalking import Report, load_fantasytalking, load_projection, open_fantasytalking
+from .fantasytalking import Report, load_audio, load_fantasytalking, load_projection, open_fantasytalking
 from .files import TensorSet, open_tensors, tensors_hash
 from .lora import Lora, open_lora, read_pairs
 from .saving import save_tensors
@@ -17,6 +17,7 @@ __all__ = [
     "dit_config",
     "find_wan",
     "load_dit",
+    "load_audio",
     "load_fantasytalking",
     "load_projection",
     "open_fantasytalking",

@@ -82,7 +82,8 @@ def load_fantasytalking(
     if dialect == "split":
         token_dim = dit.config.audio_token_dim
     config = replace(dit.config, audio_dim=audio_dim, audio_token_dim=token_dim)
-    expected = _expected(config, linears=dialect != "split")
+    blocks = 0 if dialect == "split" else config.num_layers
+    expected = _expected(audio_dim, token_dim, config.dim, blocks)
     check(expected, tensors, "set of FantasyTalking weights for this transformer")
     device = dit.patch_embedding.weight.device
     projection = load_projection(tensors, device=device)
@@ -90,6 +91,24 @@ def load_fantasytalking(
         _install(dit, config, tensors, device, dtype or dit.blocks[0].self_attn.q.weight.dtype)
     dit.config = config
     return projection, Report(tensors.path, dialect, len(expected))
+
+
+def load_audio(path: str | Path) -> tuple[AudioProjection, nn.ModuleList, Report]:
+    """A whole FantasyTalking file without a transformer: the projection (fp32) and an AudioProcessor for each of the
+    blocks it was made for, in the file's dtype. Strict like `load_fantasytalking`; a `split` file is refused."""
+    tensors, dialect = open_fantasytalking(path)
+    linears = {name: lazy for name, lazy in tensors.entries.items() if PROCESSOR.fullmatch(name)}
+    if not linears:
+        raise _alone(tensors, 40)
+    token_dim, audio_dim = _widths(tensors, "proj_model.")
+    blocks = 1 + max(int(PROCESSOR.fullmatch(name)[1]) for name in linears)
+    dim = linears[min(linears)].shape[0]
+    expected = _expected(audio_dim, token_dim, dim, blocks)
+    check(expected, tensors, "set of FantasyTalking weights")
+    with torch.device("meta"):
+        processors = nn.ModuleList(AudioProcessor(token_dim, dim) for _ in range(blocks))
+    fill(processors, tensors.renamed(_processor_name), "set of audio linears")
+    return load_projection(tensors), processors, Report(tensors.path, dialect, len(expected))
 
 
 def _alone(tensors: TensorSet, num_layers: int) -> UserError:
@@ -135,22 +154,26 @@ def _widths(tensors: TensorSet, prefix: str = "") -> tuple[int, int]:
     return lazy.shape[0], lazy.shape[1]
 
 
-def _expected(config: WanConfig, *, linears: bool) -> dict[str, torch.Tensor]:
-    """Names and shapes (on meta) of a complete set for a transformer of these sizes."""
-    token_dim = config.audio_token_dim
-    shapes = {"proj.weight": (token_dim, config.audio_dim), "norm.weight": (token_dim,), "norm.bias": (token_dim,)}
+def _expected(audio_dim: int, token_dim: int, dim: int, blocks: int) -> dict[str, torch.Tensor]:
+    """Names and shapes (on meta) of a complete set for a transformer of so many blocks of width `dim`."""
+    shapes = {"proj.weight": (token_dim, audio_dim), "norm.weight": (token_dim,), "norm.bias": (token_dim,)}
     expected = {f"proj_model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    for index in range(config.num_layers if linears else 0):
+    for index in range(blocks):
         for linear in ("k_proj", "v_proj"):
             name = f"blocks.{index}.cross_attn.processor.{linear}.weight"
-            expected[name] = torch.empty(config.dim, token_dim, device="meta")
+            expected[name] = torch.empty(dim, token_dim, device="meta")
     return expected
+
+
+def _processor_name(name: str) -> str | None:
+    """`blocks.3.cross_attn.processor.k_proj.weight` -> `3.k_proj.weight`; None for all else."""
+    linear = PROCESSOR.fullmatch(name)
+    return f"{linear[1]}.{linear[2]}.weight" if linear else None
 
 
 def _install(dit: WanDiT, config: WanConfig, tensors: TensorSet, device: torch.device, dtype: torch.dtype) -> None:
     with torch.device("meta"):
-        processors = nn.ModuleList(AudioProcessor(config) for _ in dit.blocks)
-    own = tensors.renamed(lambda name: f"{m[1]}.{m[2]}.weight" if (m := PROCESSOR.fullmatch(name)) else None)
-    fill(processors, own, "set of audio linears", device=device, dtype=dtype)
+        processors = nn.ModuleList(AudioProcessor(config.audio_token_dim, config.dim) for _ in dit.blocks)
+    fill(processors, tensors.renamed(_processor_name), "set of audio linears", device=device, dtype=dtype)
     for block, processor in zip(dit.blocks, processors, strict=True):
         block.cross_attn.processor = processor
