@@ -3,6 +3,7 @@ product, since there are hundreds of linears."""
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,13 @@ class RankPlaces:
             self.linear = places.repeat_interleave(repeats).to(device)
             self.expert = torch.cat([held.owner for held in rows]).to(device)
             self.scale = torch.cat([held.scale for held in rows]).to(device)
+
+    def to(self, device: torch.device) -> RankPlaces:
+        """The same on another device."""
+        moved = copy.copy(self)
+        for name in ("block", "linear", "expert", "scale"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def coefficients(self, w: Tensor) -> tuple[Tensor, ...]:
         """w [J, M, E], or [B, J, M, E] -> c [R] or [B, R] of each linear, as `Rows.coefficients` makes it, fp32."""
