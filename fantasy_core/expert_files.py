@@ -97,7 +97,7 @@ def load_expert(
         _check_twice(part.path, pairs.keys() & part.pairs.keys())
         pairs |= {address: LowRank(A, B, scale) for address, A, B, scale in read_pairs(part)}
     if lora.own:
-        _check_own(lora.path, pairs, lora.metadata)
+        _check_own(lora.path, pairs, lora.metadata, with_audio)
     stem = path.name if path.is_dir() else path.stem
     return Expert(name or lora.metadata.get("tlpo.dimension") or stem, pairs, lora.metadata)
 
@@ -202,9 +202,10 @@ def _check_twice(path: Path, twice: set[str]) -> None:
         )
 
 
-def _check_own(path: Path, pairs: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
-    """Every linear that the file promises, one rank, alpha = r."""
+def _check_own(path: Path, pairs: Mapping[str, LowRank], metadata: Mapping[str, str], with_audio: bool) -> None:
+    """Every linear that the file promises, one rank, alpha = r; `with_audio` False leaves the audio linears out."""
     expected = _promised(pairs, metadata)
+    expected = {address for address in expected if with_audio or not address.endswith(AUDIO_LINEARS)}
     missing, extra = expected - pairs.keys(), pairs.keys() - expected
     if missing or extra:
         audio = missing and all(address.endswith(AUDIO_LINEARS) for address in missing)

@@ -12,28 +12,20 @@ import torch
 
 COMFYUI = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "comfy" / "ComfyUI")
 PYTHON = Path(os.environ.get("COMFYUI_PYTHON") or COMFYUI / ".venv" / "bin" / "python")
+SCRIPTS = Path(__file__).parent / "inside_comfyui"
 
-# torchvision's CUDA build does not import beside CPU torch unless two operators are declared by hand
-OPENING = """
-import sys
-folder, output, *files = sys.argv[1:]
-sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, folder)
-import torch
-vision = torch.library.Library("torchvision", "FRAGMENT")
-if not hasattr(torch.ops.torchvision, "nms"):
-    vision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    vision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import comfy.options
-comfy.options.enable_args_parsing()
-import comfy.sd
-"""
+
+def need_comfyui() -> None:
+    """Skip the test where there is none."""
+    if not (COMFYUI / "comfy").is_dir() or not PYTHON.exists():
+        pytest.skip(f"no ComfyUI at {COMFYUI} with an interpreter at {PYTHON}; set COMFYUI_DIR and COMFYUI_PYTHON")
 
 
 def inside_comfyui(script: str, folder: Path, *files: Path) -> dict:
-    """Run `script`, which finds `files` and leaves a dict `found` -> that dict. Skips the test without ComfyUI."""
-    if not (COMFYUI / "comfy").is_dir() or not PYTHON.exists():
-        pytest.skip(f"no ComfyUI at {COMFYUI} with an interpreter at {PYTHON}; set COMFYUI_DIR and COMFYUI_PYTHON")
-    command = [PYTHON, "-c", f"{OPENING}{script}\ntorch.save(found, output)", COMFYUI, folder / "found.pt", *files]
-    subprocess.run(command, check=True, timeout=300, cwd=folder)
+    """Run `inside_comfyui/{script}.py`, which finds `files` and leaves a dict -> that dict. Skips without ComfyUI."""
+    need_comfyui()
+    command = [PYTHON, SCRIPTS / f"{script}.py", COMFYUI, folder / "found.pt", *files]
+    result = subprocess.run(command, timeout=600, cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        pytest.fail(f"{script}.py failed inside ComfyUI:\n{result.stderr[-3000:]}", pytrace=False)
     return torch.load(folder / "found.pt", weights_only=True)

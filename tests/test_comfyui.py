@@ -9,14 +9,6 @@ from comfyui import inside_comfyui
 from fantasy_core.miniature import load_components
 from fantasy_core.miniature.components import WEIGHTS
 
-NATIVE = """
-patcher = comfy.sd.load_diffusion_model(files[0], model_options={"dtype": torch.float32})
-given = torch.load(files[1], weights_only=True)
-latents = torch.cat([given["latents"], given["condition"]], 1)
-with torch.no_grad():
-    found = {"velocity": patcher.model.diffusion_model(latents, given["timestep"], given["text"])}
-"""
-
 
 @pytest.mark.comfy
 def test_comfyui_reads_the_miniature_as_a_native_wan_model(tmp_path):
@@ -29,7 +21,9 @@ def test_comfyui_reads_the_miniature_as_a_native_wan_model(tmp_path):
         "text": components.text([""]),
     }
     torch.save(given, tmp_path / "inputs.pt")
-    found = inside_comfyui(NATIVE, tmp_path, WEIGHTS / "base.safetensors", tmp_path / "inputs.pt")["velocity"]
+    found = inside_comfyui("miniature_velocity", tmp_path, WEIGHTS / "base.safetensors", tmp_path / "inputs.pt")[
+        "velocity"
+    ]
     with components.dit() as dit, torch.inference_mode():
         expected = dit(**given)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()

@@ -183,23 +183,6 @@ def _quieten(model) -> None:
                 parameter.mul_(0.1)
 
 
-# ComfyUI's own mapping of LoRA keys onto the miniature; every key of our file must find its weight
-MAPPING = """
-import comfy.lora, comfy.lora_convert, comfy.utils
-patcher = comfy.sd.load_diffusion_model(files[0], model_options={"dtype": torch.float32})
-keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
-state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(files[1], safe_load=True))
-patches = comfy.lora.load_lora(state, keys, log_missing=False)
-used = set().union(*(patch.loaded_keys for patch in patches.values()))
-name = "diffusion_model.blocks.0.ffn.2.weight"
-before = patcher.model.state_dict()[name].clone()
-patcher.add_patches(patches, 1.0)
-patcher.patch_model()
-changed = patcher.model.state_dict()[name] - before
-found = {"left over": sorted(set(state) - used), "patched": sorted(patches), "change": changed}
-"""
-
-
 @pytest.mark.comfy
 def test_comfyui_takes_every_key_of_our_file(tmp_path, record_property):
     from fantasy_core.miniature.components import WEIGHTS
@@ -208,7 +191,7 @@ def test_comfyui_takes_every_key_of_our_file(tmp_path, record_property):
     base = WEIGHTS / "base.safetensors"
     expert = random_expert(load_dit(base, dtype=torch.float32), "mn", scale=0.5)
     save_expert(tmp_path / "mn.safetensors", expert)
-    found = inside_comfyui(MAPPING, tmp_path, base, tmp_path / "mn.safetensors")
+    found = inside_comfyui("lora_mapping", tmp_path, base, tmp_path / "mn.safetensors")
     assert not found["left over"], json.dumps(found["left over"][:3])
     assert found["patched"] == sorted(f"diffusion_model.{address}.weight" for address in expert.pairs)
     pair = expert.pairs["blocks.0.ffn.2"]
