@@ -206,7 +206,7 @@ def test_int8(found, given):
         assert apart(change, exact) < 2 * noise, strategy  # of two runs with that noise
         assert alike(change, exact) > 0.95, strategy
     tails = found["int8 ffn.2 alone"] - found["int8 base"], found["ffn.2 alone"] - found["base"]
-    assert alike(*tails) > 0.95 and 0.9 < tails[0].norm() / tails[1].norm() < 1.1
+    assert alike(*tails) > 0.9 and 0.9 < tails[0].norm() / tails[1].norm() < 1.1
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> float:
