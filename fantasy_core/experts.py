@@ -175,7 +175,7 @@ def _check_names(names: list[str]) -> None:
             "two experts have the same name",
             got=some(twice),
             expected="every name once",
-            do="give them names of their own: NAME=FILE",
+            do="give each a name of its own",
         )
 
 

@@ -76,7 +76,7 @@ def load_gate(
             f"{path} is no gate",
             got=kinds.kind(tensors.entries) or "other tensors",
             expected="a gate file with `table` and its experts in the metadata",
-            do="give the gate's file; experts go to --expert",
+            do="give the gate's file; LoRAs are loaded as experts",
         )
     told = _told(tensors)
     order = _match(Path(path), told["experts"], hashes)

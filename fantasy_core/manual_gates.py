@@ -2,7 +2,7 @@
 
 | text | means |
 |---|---|
-| `constant:0.3,0.5,0.2` or `constant:mn=0.3,ls=0.5` | one weight a LoRA, everywhere |
+| `constant:0.3,0.5,0.2` or `constant:mn=0.3,ls=0.5` | one weight a LoRA (or one for all), everywhere |
 | `steps:mn=0.2,0.6,1;ls=1` | a weight for each denoising step; a shorter list is stretched over the steps |
 | `blocks:mn=0..1;ls=1..0.2` | from the first block to the last in a straight line |
 | `table:FILE`, or the table itself after `table:` | rows of step or timestep, block and a weight for each LoRA |
@@ -123,10 +123,11 @@ def _weights(text: str, names: tuple[str, ...]) -> list[float]:
     if "=" in text:
         given = dict(_by_name(text.replace(",", ";"), names))
         return [_number(given.get(name, "1")) for name in names]
-    values = _numbers(text)
-    if len(values) != len(names):
-        raise _unreadable("the constant gate", f"{len(values)} weights", f"one for each of {', '.join(names)}")
-    return values
+    values = _numbers(text.replace(";", ","))
+    if len(values) not in (1, len(names)):
+        what, got = "the constant gate", f"{len(values)} weights"
+        raise _unreadable(what, got, f"one for each of {', '.join(names)}, or one for all")
+    return values * (len(names) // len(values))
 
 
 def _by_name(text: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -179,7 +180,7 @@ def _blocks(cell: str, num_blocks: int) -> range:
 
 def _table_text(rest: str) -> str:
     """What stands in the file `rest`, or `rest` itself when it is more than a line."""
-    if "\n" in rest.strip():
+    if "\n" in rest:
         return rest
     try:
         return Path(rest).read_text("utf-8")

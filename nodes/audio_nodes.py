@@ -36,7 +36,7 @@ MOST_FRAMES = 16384
 class LoadFantasyTalkingAudio(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = [name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+        files = {name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)}
         named = sorted(files, key=lambda name: ("fantasytalking" not in name.lower(), name.lower()))
         return io.Schema(
             node_id="FT2LoadFantasyTalkingAudio",
@@ -62,7 +62,7 @@ def find_file(folders: tuple[str, ...], name: str) -> str:
     raise UserError(
         f"{name} is not there",
         got="no file of that name",
-        expected=" or ".join(f"models/{folder}" for folder in folders),
+        expected="in " + " or ".join(path for folder in folders for path in folder_paths.get_folder_paths(folder)),
         do="put it there, press R to refresh the lists and choose it again",
     )
 

@@ -131,11 +131,13 @@ class ManualGate(io.ComfyNode):
 
     @classmethod
     def execute(cls, form: str, weights: str, steps: int, shift: float, sigmas=None) -> io.NodeOutput:
-        text = weights.strip() + "\n" * (FORMS[form] == "table")  # the line break says that it is no file's name
-        if form in ("per-step curve", "per-block ramp"):
+        kind, text = FORMS[form], weights.strip().removeprefix(f"{FORMS[form]}:")
+        if kind == "table":
+            text += "\n"  # says that it is no file's name
+        else:
             text = ";".join(line for line in text.splitlines() if line.strip())
         return io.NodeOutput(
-            GateSource(f"{FORMS[form]}:{text}", schedule(steps, shift) if sigmas is None else sigmas.double().cpu())
+            GateSource(f"{kind}:{text}", schedule(steps, shift) if sigmas is None else sigmas.double().cpu())
         )
 
 

@@ -64,6 +64,13 @@ class TLPOSampler(io.ComfyNode):
         cls, model, positive, positive_without, negative, latent_image, seed: int, steps: int, shift: float,
         text_scale: float, audio_scale: float, sampler_name: str, low_noise_model=None, boundary: float = 0.9,
     ) -> io.NodeOutput:  # fmt: skip
+        if low_noise_model is not None and "noise_mask" in latent_image:
+            raise UserError(
+                "a mask cannot be held over two models",
+                got="a latent with a noise mask, and a low_noise_model",
+                expected="one of them",
+                do="take the mask off the latent, or sample with one model",
+            )
         sigmas, sampler = schedule(steps, shift).float(), comfy.samplers.sampler_object(sampler_name)
         latents = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         noise = comfy.sample.prepare_noise(latents, seed, latent_image.get("batch_index"))

@@ -77,7 +77,7 @@ def load_fantasytalking(
     """
     tensors, dialect = open_fantasytalking(path)
     if dialect == "split" and not dit.config.audio_token_dim:
-        raise _alone(tensors, dit.config.num_layers)
+        raise _alone(tensors)
     token_dim, audio_dim = _widths(tensors, "proj_model.")
     if dialect == "split":
         token_dim = dit.config.audio_token_dim
@@ -99,7 +99,7 @@ def load_audio(path: str | Path) -> tuple[AudioProjection, nn.ModuleList, Report
     tensors, dialect = open_fantasytalking(path)
     linears = {name: lazy for name, lazy in tensors.entries.items() if PROCESSOR.fullmatch(name)}
     if not linears:
-        raise _alone(tensors, 40)
+        raise _alone(tensors)
     token_dim, audio_dim = _widths(tensors, "proj_model.")
     blocks = 1 + max(int(PROCESSOR.fullmatch(name)[1]) for name in linears)
     dim = linears[min(linears)].shape[0]
@@ -111,12 +111,12 @@ def load_audio(path: str | Path) -> tuple[AudioProjection, nn.ModuleList, Report
     return load_projection(tensors), processors, Report(tensors.path, dialect, len(expected))
 
 
-def _alone(tensors: TensorSet, num_layers: int) -> UserError:
+def _alone(tensors: TensorSet) -> UserError:
     return UserError(
         f"{tensors.path.name} holds the audio projection alone",
-        got="the `split` dialect, with a transformer that has no audio linears",
-        expected=f"k_proj and v_proj for {num_layers} blocks, here or in the transformer's file",
-        do="load the merged transformer that belongs to this file, or give the complete FantasyTalking file",
+        got="the `split` dialect, whose audio linears lie in a merged transformer's file",
+        expected="k_proj and v_proj for every block in one of the files",
+        do="give the complete FantasyTalking file (with the command line, loading that transformer does as well)",
     )
 
 

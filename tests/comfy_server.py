@@ -1,0 +1,181 @@
+"""A real ComfyUI server with this pack, in a base folder of its own; small files under the names of the big ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comfyui import COMFYUI, PYTHON, SCRIPTS, need_comfyui
+from layout_names import official_vae
+from layouts import tiny_vae
+from native_wan import CONFIG, METADATA, NAMES, base_state, native_bank, native_dit, native_gate, scaled_down
+from PIL import Image
+from safetensors.torch import save_file
+from small_experts import random_expert
+from sounds import encode
+
+from fantasy_core.audio import AudioProjection
+from fantasy_core.expert_files import save_expert
+from fantasy_core.gate_files import save_gate
+from fantasy_core.wan import WanDiT
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("diffusion_models", "vae", "model_patches", "loras", "fantasytalking2/gates", "text_encoders", "clip_vision",
+           "audio_encoders")  # fmt: skip
+
+
+class Server:
+    """ComfyUI, from `with` to its end: prompts in, history out."""
+
+    def __init__(self, base: Path):
+        self.base, self.log = base, base / "server.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        need_comfyui()
+        for folder in ("custom_nodes", "input", "output", "user", "temp", *(f"models/{name}" for name in FOLDERS)):
+            (self.base / folder).mkdir(parents=True, exist_ok=True)
+        (self.base / "custom_nodes" / "fantasytalking2").symlink_to(ROOT)
+        (self.base / "custom_nodes" / "stand_ins").symlink_to(SCRIPTS / "stand_ins")
+        command = [PYTHON, SCRIPTS / "serve.py", COMFYUI, self.base, str(self.port)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            self._wait(240)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.5)
+        pytest.fail(f"ComfyUI did not start:\n{self.log.read_text(errors='replace')[-3000:]}", pytrace=False)
+
+    def get(self, path: str):
+        with urllib.request.urlopen(self.url + path, timeout=60) as reply:
+            return json.loads(reply.read())
+
+    def post(self, path: str, content: dict) -> tuple[int, dict]:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(content).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, json.loads(reply.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"{}")
+
+    def run(self, prompt: dict, seconds: float = 300) -> dict:
+        """The history of a prompt in API format, when it is done; `error` is what a node raised."""
+        status, reply = self.post("/prompt", {"prompt": prompt})
+        if status != 200:
+            pytest.fail(f"the prompt was refused: {json.dumps(reply)[:3000]}", pytrace=False)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            history = self.get(f"/history/{reply['prompt_id']}")
+            if history:
+                (told,) = history.values()
+                raised = [data for kind, data in told["status"]["messages"] if kind == "execution_error"]
+                return {**told, "error": raised[0]["exception_message"] if raised else None}
+            time.sleep(0.2)
+        pytest.fail(f"a prompt took longer than {seconds} s", pytrace=False)
+
+    def page(self, workflow: Path, *flags: str | Path) -> dict:
+        """What the page says of a workflow (`workflows/frontend.py`)."""
+        command = [PYTHON, ROOT / "workflows" / "frontend.py", self.url, workflow, *flags]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout)
+
+    def videos(self, history: dict) -> list[Path]:
+        """The files that a prompt saved."""
+        saved = [item for output in history["outputs"].values() for item in output.get("images", [])]
+        return [
+            self.base / item["type"] / item["subfolder"] / item["filename"] for item in saved if item.get("filename")
+        ]
+
+
+def write_stand_ins(base: Path) -> None:
+    """Every file that the shipped workflows name: tiny models in the real layouts, a portrait, a voice of 8 s."""
+    models, dit = base / "models", native_dit()
+    for folder in FOLDERS:
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    for kind, dtype in (("fp16", torch.float16), ("fp8_e4m3fn", torch.float8_e4m3fn)):
+        file = models / f"diffusion_models/wan2.1_i2v_480p_14B_{kind}.safetensors"
+        save_file(scaled_down(base_state(dit), dtype), file, METADATA)
+    save_file(official_vae(tiny_vae()), models / "vae" / "wan_2.1_vae.safetensors")
+    save_file(adapter_state(dit), models / "model_patches" / "fantasytalking_fp16.safetensors")
+    bank = native_bank(dit)
+    for name in NAMES:
+        save_expert(models / "loras" / f"fantasytalking2_{name}.safetensors", bank.expert(name))
+    gate = models / "fantasytalking2/gates/fantasytalking2_gate.safetensors"
+    save_gate(gate, native_gate(dit), hashes=bank.hashes, host=dit)
+    for seed, name in enumerate(("first_lora", "second_lora")):
+        save_expert(models / "loras" / f"{name}.safetensors", random_expert(dit, name, 3, seed=seed))
+    for name in ("text_encoders/umt5_xxl_fp8_e4m3fn_scaled", "clip_vision/clip_vision_h",
+                 "audio_encoders/wav2vec2-base-960h"):  # fmt: skip
+        save_file({"stand_in": torch.zeros(1)}, models / f"{name}.safetensors")
+    (base / "input").mkdir(exist_ok=True)
+    Image.effect_mandelbrot((96, 80), (-2, -1.2, 1, 1.2), 60).convert("RGB").save(base / "input" / "example.png")
+    time_s = np.arange(8 * 44100) / 44100
+    voice = 0.4 * np.sin(2 * np.pi * 150 * time_s) * np.sin(2 * np.pi * 1.5 * time_s) ** 2
+    encode(base / "input" / "voice.wav", np.stack([voice, 0.5 * voice]), 44100)
+
+
+def adapter_state(dit: WanDiT) -> dict[str, torch.Tensor]:
+    """FantasyTalking's file for this transformer, with features 768 wide as wav2vec2-base's, in fp16."""
+    projection = AudioProjection(768, CONFIG.audio_token_dim)
+    state = {f"proj_model.{name}": tensor for name, tensor in projection.state_dict().items()}
+    state |= {
+        name.replace(".processor", ""): tensor for name, tensor in dit.state_dict().items() if ".processor." in name
+    }
+    return {name: tensor.half() for name, tensor in state.items()}
+
+
+def stood_in(prompt: dict, *, steps: int = 2, side: int = 64) -> dict:
+    """A prompt with stand-ins for the large encoders, few steps and small pictures; nothing else is changed."""
+    prompt, gone = json.loads(json.dumps(prompt)), ("CLIPLoader", "CLIPVisionLoader")
+    for node in prompt.values():
+        inputs, kind = node["inputs"], node["class_type"]
+        if kind == "CLIPTextEncode":
+            node |= {"class_type": "StandInPrompt", "inputs": {"text": inputs["text"]}}
+        elif kind == "CLIPVisionEncode":
+            node |= {"class_type": "StandInVision", "inputs": {"image": inputs["image"]}}
+        elif kind == "AudioEncoderLoader":
+            node |= {"class_type": "StandInEncoder", "inputs": {"width": 768}}
+        elif kind == "WanImageToVideo":
+            inputs |= {"width": side, "height": side}
+        elif kind == "FT2TLPOSampler":
+            inputs["steps"] = steps
+        elif kind == "FT2ManualGate":
+            inputs["weights"] = inputs["weights"].replace("0-19 ", "0    ").replace("20-39", "1-2  ")  # of three blocks
+    return {key: node for key, node in prompt.items() if node["class_type"] not in gone}

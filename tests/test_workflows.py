@@ -1,0 +1,128 @@
+"""The shipped workflows in a real server, through its real page: they open, convert, run with small files in place of
+the big ones, and what comes out has picture and sound."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from comfy_server import ROOT, Server, stood_in, write_stand_ins
+from comfyui import need_comfyui
+from sounds import whole
+
+from fantasy_core.media import read_video
+
+pytestmark = pytest.mark.comfy
+WORKFLOWS = ROOT / "workflows"
+NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+FRAMES = {"low_vram": 49, "continue_from_the_last_frame": 161, "long_audio_context_windows": 181}  # others 81, of 8 s
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    need_comfyui()
+    base = tmp_path_factory.mktemp("comfyui")
+    write_stand_ins(base)
+    with Server(base) as server:
+        yield server
+
+
+def graph(name: str) -> dict:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8"))
+
+
+def frames_of(video: Path) -> torch.Tensor:
+    return torch.stack([frame for _, frame in read_video(video)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_converts_and_runs(server, name, tmp_path):
+    """The page knows all of its nodes and logs no error; its prompt is the one in api/, and runs."""
+    told = server.page(WORKFLOWS / f"{name}.json", "--api", tmp_path / "prompt.json")
+    assert told["missing"] == [] and told["errors"] == []
+    prompt, source = json.loads((tmp_path / "prompt.json").read_text("utf-8")), graph(name)
+    assert prompt.keys() == source.keys()
+    for key, node in source.items():
+        assert prompt[key]["class_type"] == node["class_type"]
+        for name_of_input, value in node["inputs"].items():
+            assert prompt[key]["inputs"][name_of_input] == value, f"{node['class_type']}.{name_of_input}"
+    history = server.run(stood_in(prompt, steps=1 if "long" in name else 2) if name != "miniature" else prompt)
+    assert history["error"] is None, history["error"]
+    (video,) = [path for path in server.videos(history) if path.suffix == ".mp4"]
+    frames, (sound, rate) = frames_of(video), whole(video)
+    expected = FRAMES.get(name, 81)
+    assert len(frames) == expected and frames.std() > 0.01
+    assert sound.shape[1] / rate == pytest.approx(expected / 23, abs=0.1) and abs(sound).max() > 0.1
+
+
+def test_run_is_pressed_on_the_page(server):
+    """The first template as a newcomer has it: opened, Run, and a video of 3.5 s is shown."""
+    told = server.page(WORKFLOWS / "miniature.json", "--run")
+    assert told["run"]["status"] == "success" and told["errors"] == []
+    (video,) = told["run"]["videos"]
+    assert video["seconds"] == pytest.approx(81 / 23, abs=0.1) and video["width"] == 256
+
+
+def test_templates_help_and_names_are_served(server):
+    assert sorted(server.get("/workflow_templates")["fantasytalking2"]) == NAMES
+    nodes = {name: told for name, told in server.get("/object_info").items() if name.startswith("FT2")}
+    for language in ("en", "de"):
+        named = server.get("/i18n")[language]["nodeDefs"]
+        for name, told in nodes.items():
+            inputs = [key for group in told["input"].values() for key in group]
+            assert set(inputs) == set(named[name].get("inputs", {})), name
+            page = urllib.request.urlopen(f"{server.url}/extensions/fantasytalking2/docs/{name}.md").read().decode()
+            assert all(f"`{key}`" in page or key.replace("_", " ") in page for key in inputs), name
+
+
+def test_schemas_are_append_only(server):
+    """Inputs and outputs of every node, in order, are those of tests/node_schemas.json: saved workflows name inputs by
+    id and outputs by position. New ones are appended there; nothing is renamed, moved or removed."""
+    golden = json.loads((ROOT / "tests" / "node_schemas.json").read_text("utf-8"))
+    assert node_schemas(server) == golden
+
+
+def node_schemas(server: Server) -> dict:
+    """{node: {required, optional: [[id, type], ...], output: [[name, type], ...]}} as the server tells it."""
+    schemas = {}
+    for name, told in sorted(server.get("/object_info").items()):
+        if name.startswith("FT2"):
+            groups = {
+                group: [[key, told["input"][group][key][0]] for key in keys]
+                for group, keys in told["input_order"].items()
+            }
+            kinds = {
+                key: [[i, k if isinstance(k, str) else "COMBO"] for i, k in group] for key, group in groups.items()
+            }
+            schemas[name] = {
+                **kinds,
+                "output": [list(o) for o in zip(told["output_name"], told["output"], strict=True)],
+            }
+    return schemas
+
+
+def broken(change) -> dict:
+    """The talking portrait with something changed by `change(nodes by type)`."""
+    prompt = stood_in(graph("talking_portrait"))
+    change({node["class_type"]: node for node in prompt.values()})
+    return prompt
+
+
+MISTAKES = {
+    "a wav2vec2-large": (lambda n: n["StandInEncoder"]["inputs"].update(width=1024), ["1024", "wav2vec2-base-960h"]),
+    "another length": (lambda n: n["FT2ApplyFantasyTalkingAudio"]["inputs"].update(length=41), ["11 latent", "21"]),
+    "no voice": (lambda n: n["FT2ApplyFantasyTalkingAudio"]["inputs"].pop("audio"), ["audio_encoder and audio"]),
+    "a voice that is too short": (lambda n: n["FT2AudioToFrames"]["inputs"].update(first_frame=183), ["at least 5"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_answered_in_four_parts(server, mistake):
+    change, words = MISTAKES[mistake]
+    error = server.run(broken(change))["error"]
+    assert error, "nothing was raised"
+    for word in [*words, "got:", "expected:", "do:"]:
+        assert word in error, error
