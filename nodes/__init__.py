@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 GATES = "fantasytalking2_gates"  # a key of ComfyUI's folders, so that extra_model_paths.yaml can name more
@@ -15,6 +14,8 @@ class FantasyTalking2(ComfyExtension):
 
     async def on_load(self) -> None:
         """Make models/fantasytalking2/gates known to ComfyUI, in its base folder and in those that the user added."""
+        import folder_paths
+
         default = os.path.join(folder_paths.models_dir, "fantasytalking2", "gates")
         paths, _ = folder_paths.folder_names_and_paths.get(GATES, ([], set()))
         folder_paths.folder_names_and_paths[GATES] = (list(dict.fromkeys([*paths, default])), {".safetensors"})

@@ -6,8 +6,8 @@ Any Python will do: the script starts itself again with COMFYUI_PYTHON, or the .
 Random weights; all ways take turns in one process on one model. A turn is a short sampling run at batch 1 without CFG
 whose calls of the model are timed, all but the first: that one still warms up. Loading, and patching weights that stay
 patched, happen before. A ratio is the fastest call to the base's fastest; beside it the median over rounds of the
-ratios within a round. `14b` has the true sizes: 81 frames of 512x512 in bf16 need a GPU of 80 GB and 100 GB of host
-memory.
+ratios within a round. `14b` has the true sizes, 81 frames of 512x512 in bf16: by estimate it needs a GPU of 80 GB and
+100 GB of host memory.
 """
 
 from __future__ import annotations
