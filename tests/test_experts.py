@@ -83,7 +83,7 @@ def test_a_bank_is_placed_with_its_hashes_and_exact_scales(dit):
 
 def test_experts_that_do_not_fit_are_refused(dit):
     expert = random_expert(dit)
-    rejects(lambda: ExpertBank.stack([expert, expert], dit), "same name", "mn", "NAME=FILE")
+    rejects(lambda: ExpertBank.stack([expert, expert], dit), "same name", "mn", "name of its own")
     deeper = replace(expert, pairs={"blocks.2.ffn.0": expert.pairs["blocks.0.ffn.0"]})
     rejects(lambda: ExpertBank.stack([deeper], dit), "lacks", "blocks.2.ffn.0", "2 blocks")
     wider = meta_dit(replace(TINY, dim=108))

@@ -66,7 +66,8 @@ def test_every_step_gets_its_weight(values, shift):
 
 
 @pytest.mark.parametrize("text", [
-    "0.3,0.5", "constant:0.3", "constant:0.3,x", "constant:0.3,nan", "constant:vq=1", "steps:", "steps:mn=1,2,3,4,5",
+    "0.3,0.5", "constant:0.3,1,1", "constant:0.3,x", "constant:0.3,nan", "constant:vq=1", "steps:",
+    "steps:mn=1,2,3,4,5",
     "blocks:mn=0..x", "table:nowhere.csv", "table:mn\n1", "table:mn ls\n", "table:mn ls\n1", "table:step mn ls\n4 1 1",
     "table:block mn ls\n4 1 1", "table:block mn ls\n0-2 1 1", "table:mn ls\n1 1\n2 2", "table:block mn ls\n3-1 1 1",
 ])  # fmt: skip
