@@ -168,7 +168,8 @@ def encoded_in_pieces(encoder, waveform: Tensor, span: int = 1500, overlap: int 
     the core does (there the first GroupNorm also sees the whole track, here each piece its own)."""
     total, result = token_count(len(waveform)), None
     for first, last, share in pieces(total, span, overlap, fade):
-        part = waveform[first * HOP : (last - 1) * HOP + RECEPTIVE]
+        end = len(waveform) if last == total else (last - 1) * HOP + RECEPTIVE  # GroupNorm hears the last samples too
+        part = waveform[first * HOP : end]
         features = encoder.encode_audio(part[None, None], SAMPLE_RATE)["encoded_audio"].float().cpu()
         result = features.new_zeros(1, total, features.shape[-1]) if result is None else result
         result[:, first:last] += share[:, None] * features

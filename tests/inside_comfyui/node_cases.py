@@ -46,10 +46,10 @@ with torch.inference_mode():
     # wav2vec2, by ComfyUI's own class
     state = comfy.utils.load_torch_file(str(folder / "wav2vec2" / "model.safetensors"))
     encoder = comfy.audio_encoders.audio_encoders.load_audio_encoder_from_sd(dict(state))
-    encoder.model.float().load_state_dict(state, strict=False)  # it stores fp16, whose rounding is not the question
+    stock = encoder.encode_audio(given["speech"], 22050)
+    encoder.model.float().load_state_dict(state, strict=False)  # it stored fp16, whose rounding is not the question
     speech = {"waveform": given["speech"], "sample_rate": 22050}
     found["features"] = audio_nodes.voice_features(encoder, speech, None, 33, 23.0)
-    stock = encoder.encode_audio(given["speech"], 22050)
     found["encoded"] = audio_nodes.voice_features(None, None, stock, 33, 23.0)
 
     class Convolution:
