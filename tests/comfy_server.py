@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,6 @@ from comfyui import COMFYUI, PYTHON, SCRIPTS, need_comfyui
 from layout_names import official_vae
 from layouts import tiny_vae
 from native_wan import CONFIG, METADATA, NAMES, base_state, native_bank, native_dit, native_gate, scaled_down
-from PIL import Image
 from safetensors.torch import save_file
 from small_experts import random_expert
 from sounds import encode
@@ -145,7 +145,7 @@ def write_stand_ins(base: Path) -> None:
                  "audio_encoders/wav2vec2-base-960h"):  # fmt: skip
         save_file({"stand_in": torch.zeros(1)}, models / f"{name}.safetensors")
     (base / "input").mkdir(exist_ok=True)
-    Image.effect_mandelbrot((96, 80), (-2, -1.2, 1, 1.2), 60).convert("RGB").save(base / "input" / "example.png")
+    shutil.copy(ROOT / "fantasy_core/miniature/assets/portrait.png", base / "input" / "example.png")
     time_s = np.arange(8 * 44100) / 44100
     voice = 0.4 * np.sin(2 * np.pi * 150 * time_s) * np.sin(2 * np.pi * 1.5 * time_s) ** 2
     encode(base / "input" / "voice.wav", np.stack([voice, 0.5 * voice]), 44100)

@@ -107,7 +107,8 @@ def build(url: str, name: str) -> None:
         ]
         subprocess.run([*command, "--shot", shot], check=True)
         picture = Image.open(shot).convert("RGB")
-        picture.crop((60, 80, picture.width, picture.height)).resize((768, 364)).save(HERE / f"{name}.jpg", quality=85)
+        picture = picture.crop((90, 75, picture.width, picture.height * 5 // 8))  # the graph lies at the top
+        picture.resize((960, 960 * picture.height // picture.width)).save(HERE / f"{name}.jpg", quality=85)
 
 
 def main(argv: list[str] | None = None) -> int:
