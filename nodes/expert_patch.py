@@ -99,7 +99,7 @@ def _alike(timesteps: Tensor) -> bool:
 
 def over_tokens(c: Tensor, tokens: int, kind: str) -> Tensor:
     """c [B, F, R] of latent frames -> [B, L, R] of the video's tokens, spread as Wan spreads its modulation, and of the
-    voice's, whose windows are those of the frames; text and image tokens, which belong to no frame, get the mean [B, R]."""
+    voice's, window by window; text and image tokens, which belong to no frame, get the mean [B, R]."""
     if kind in ("text", "image"):
         return c.mean(1)
     each = tokens // c.shape[1]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..fantasy_core.media import read_audio, read_image
+from ..fantasy_core.media import fit_image, read_audio, read_image
+from ..fantasy_core.miniature.render import SIZE
 from .audio_nodes import CATEGORY, Adapter
 from .miniature_model import ASSETS, MiniatureEncoder, MiniatureVAE, load_adapter, load_model
 
@@ -39,7 +40,7 @@ class LoadMiniature(io.ComfyNode):
             model, vae, adapter = load_model(), MiniatureVAE(), load_adapter()
         width = model.get_model_object("diffusion_model").text_dim
         prompt = [[torch.zeros(1, 1, width), {"pooled_output": None}]]
-        portrait = read_image(ASSETS / "portrait.png").movedim(0, -1)[None]  # [1, H, W, 3]
+        portrait = fit_image(read_image(ASSETS / "portrait.png"), (SIZE, SIZE)).movedim(0, -1)[None]  # [1, 64, 64, 3]
         chunks = list(read_audio(ASSETS / "voice.flac"))
         sound = torch.from_numpy(np.concatenate([chunk for _, chunk in chunks], 1))[None]  # [1, channels, n]
         voice = {"waveform": sound, "sample_rate": chunks[0][0]}

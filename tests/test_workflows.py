@@ -11,9 +11,14 @@ import pytest
 import torch
 from comfy_server import ROOT, Server, stood_in, write_stand_ins
 from comfyui import need_comfyui
+from safetensors.torch import load_file
 from sounds import whole
 
-from fantasy_core.media import read_video
+from fantasy_core.audio import load_voice, trim, window_at
+from fantasy_core.encoders import image_condition
+from fantasy_core.flow import guided, sample, schedule
+from fantasy_core.media import fit_image, read_image, read_video
+from fantasy_core.miniature import load_components
 
 pytestmark = pytest.mark.comfy
 WORKFLOWS = ROOT / "workflows"
@@ -64,6 +69,33 @@ def test_run_is_pressed_on_the_page(server):
     assert told["run"]["status"] == "success" and told["errors"] == []
     (video,) = told["run"]["videos"]
     assert video["seconds"] == pytest.approx(81 / 23, abs=0.1) and video["width"] == 256
+
+
+def test_the_servers_latents_are_the_cores(server):
+    """The miniature's graph in the server, four steps, s = 4 and a = 2, against the core from portrait and voice on:
+    ComfyUI's noise is a CPU generator's, and its LATENTs are scaled as the Wan2.1 VAE's."""
+    from diffusers import AutoencoderKLWan
+
+    prompt = graph("miniature")
+    kinds = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[kinds["FT2TLPOSampler"]]["inputs"] |= {"seed": 3, "steps": 4, "text_scale": 4.0, "audio_scale": 2.0}
+    save = {"samples": [kinds["FT2TLPOSampler"], 0], "filename_prefix": "miniature"}
+    prompt = {key: node for key, node in prompt.items() if int(key) <= int(kinds["FT2TLPOSampler"])}
+    history = server.run({**prompt, "99": {"class_type": "SaveLatent", "inputs": save}})
+    assert history["error"] is None, history["error"]
+    saved = load_file(next((server.base / "output").glob("miniature*.latent")))["latent_tensor"]
+    config = AutoencoderKLWan(base_dim=4).config
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+
+    components, assets = load_components(), ROOT / "fantasy_core" / "miniature" / "assets"
+    portrait = fit_image(read_image(assets / "portrait.png"), (64, 64))[None] * 2 - 1
+    condition = image_condition(components.encode, portrait, 81)
+    voice = window_at(components.voice(trim(load_voice(assets / "voice.flac"), 81, 23)), 81, fps=23)
+    text, noise = components.text([""]), torch.randn(1, 16, 21, 8, 8, generator=torch.Generator().manual_seed(3))
+    with components.dit() as dit, torch.no_grad():
+        fn = guided(dit, text, voice, condition=condition, text_scale=4.0, audio_scale=2.0)
+        expected = sample(fn, noise, schedule(4, 12.0))
+    assert ((saved - mean) / std - expected).abs().max() < 5e-5 * expected.abs().max()
 
 
 def test_templates_help_and_names_are_served(server):
