@@ -40,7 +40,7 @@ $(VENV)/.installed-core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup: installing the library and its test tools into $(VENV) (once; a few minutes)"
-	$(PIP) --editable ".[train,dev]"
+	$(PIP) --editable ".[train,lips,dev]"
 	@touch $@ $(VENV)/.installed-core
 
 $(BIN)/python:
