@@ -1,0 +1,180 @@
+"""What every stage of training has in common: settings from a TOML file and flags, and files of rows.
+
+A stage describes its settings as a dataclass. Every field is a key of its TOML (`--config run.toml`) and a flag of the
+same name; flags win. Unknown keys, wrong types and missing values are errors before anything is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fantasy_core.errors import UserError, report, some
+from fantasy_core.manifest import sha256
+from fantasy_core.media.files import replacing
+
+Settings = TypeVar("Settings")
+
+
+def setting(default: Any = dataclasses.MISSING, help: str = "", choices: tuple[str, ...] | None = None) -> Any:
+    """A field of a stage's settings with its line of --help; without a default it must be given."""
+    told = {"metadata": {"help": help, "choices": choices}}
+    return dataclasses.field(**told) if default is dataclasses.MISSING else dataclasses.field(default=default, **told)
+
+
+def command(kind: type[Settings], about: str, run: Callable[[Settings, bool], None], argv: list[str] | None) -> int:
+    """Parse, run `run(settings, dry_run)`, and report errors: the exit code."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings; flags win over it")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
+    parser.add_argument("--debug", action="store_true", help="tracebacks")
+    for field in dataclasses.fields(kind):
+        default = "required" if field.default is dataclasses.MISSING else f"{_shown(field.default)}"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", dest=field.name, default=None, metavar=field.name.upper(),
+            help=f"{field.metadata.get('help', '')} ({default})",
+        )  # fmt: skip
+    flags = vars(parser.parse_args(argv))
+    config, dry_run, debug = (flags.pop(name) for name in ("config", "dry_run", "debug"))
+
+    def go() -> None:
+        run(read_settings(kind, config, {name: text for name, text in flags.items() if text is not None}), dry_run)
+
+    return report(go, debug=debug)
+
+
+def read_settings(kind: type[Settings], config: Path | None, flags: dict[str, str]) -> Settings:
+    """The settings of a TOML file and of flags (texts). Raises UserError."""
+    given = _toml(config) if config is not None else {}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = given.keys() - fields.keys()
+    if unknown:
+        raise UserError(
+            f"{config} has settings that this command does not know",
+            got=some(unknown),
+            expected=", ".join(fields),
+            do="correct the names, or take them out",
+        )
+    hints, values = typing.get_type_hints(kind), {}
+    for name, field in fields.items():
+        if name in flags:
+            values[name] = _value(name, flags[name], hints[name], field, from_text=True)
+        elif name in given:
+            values[name] = _value(name, given[name], hints[name], field, from_text=False)
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    if missing:
+        raise UserError(
+            "some settings are missing",
+            got="no " + ", ".join(missing),
+            expected="a value for each of them",
+            do="give " + ", ".join(f"--{name.replace('_', '-')}" for name in missing) + ", or write them into --config",
+        )
+    return kind(**values)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read", got=str(error), expected="a TOML file", do="check the path and the line"
+        ) from error
+
+
+def _value(name: str, given: Any, hint: Any, field: dataclasses.Field, *, from_text: bool) -> Any:
+    """A value of the field's type. Raises UserError for one that is none."""
+    choices = field.metadata.get("choices")
+    if _optional(hint):
+        if given in ("", "none"):
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    try:
+        value = _converted(given, hint, from_text)
+        if choices and value not in choices:
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        raise UserError(
+            f"the setting {name} has a wrong value",
+            got=repr(given),
+            expected=", ".join(choices) if choices else "a path" if hint is Path else hint.__name__,
+            do=f"correct --{name.replace('_', '-')} or the line in --config",
+        ) from None
+
+
+def _converted(given: Any, kind: type, from_text: bool) -> Any:
+    """A flag's text, or a TOML value, as `kind`: nothing is guessed, 1.5 is no int and "1" in a TOML no number."""
+    if from_text and kind is bool:
+        return {"true": True, "false": False}[given.lower()]
+    if from_text or (kind is Path and isinstance(given, str)):
+        return kind(given)
+    if kind is float and type(given) is int:
+        return float(given)
+    if type(given) is not kind:
+        raise ValueError
+    return given
+
+
+def _optional(hint: Any) -> bool:
+    return types.NoneType in typing.get_args(hint)
+
+
+def _shown(default: Any) -> str:
+    return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+# ---- rows ----
+
+
+def read_rows(path: Path, kind: type[Settings]) -> Iterator[Settings]:
+    """The rows of a JSON-lines file as dataclasses; other columns are ignored. Raises UserError with the line."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read", got=str(error), expected="a JSON-lines file", do="check the path"
+        ) from error
+    names = {field.name for field in dataclasses.fields(kind)}
+    needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            absent = needed - row.keys()
+        except (ValueError, AttributeError) as error:
+            absent, row = {str(error)}, {}
+        if absent:
+            raise UserError(
+                f"line {number} of {path} is not a row of this file",
+                got=f"missing: {some(absent)}",
+                expected=f"a JSON object with {', '.join(sorted(needed))}",
+                do="correct the line, or make the file again",
+            )
+        yield kind(**{name: value for name, value in row.items() if name in names})
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Dataclasses as JSON lines, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        beside.write_text("".join(lines), "utf-8")
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def made_from(**files: Path) -> dict[str, str]:
+    """The hash of every file that a result was made from, by what it is."""
+    return {name: sha256(path) for name, path in files.items()}
