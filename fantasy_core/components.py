@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .encoders import VideoVAE, encode_clip, encode_text, load_vae
+from .encoders import VideoVAE, encode_clip, encode_text, load_clip, load_vae
 from .errors import UserError
 from .media import check_file
 from .offload import blocks
@@ -114,7 +114,8 @@ class WanComponents:
 
     wan: official, diffusers or ComfyUI layout (`weights.find_wan`); fantasytalking: its checkpoint in any dialect;
     wav2vec: the folder of wav2vec2-base-960h. `offload` "blocks" keeps the DiT in host memory and two of its blocks on
-    `device`. Only headers are read here: raises UserError for absent or foreign files.
+    `device`. `keep`: the encoders of voices and images stay loaded, for many videos in a row (2 GB). Only headers are
+    read here: raises UserError for absent or foreign files.
     """
 
     name = "wan2.1-i2v-14b"
@@ -129,7 +130,9 @@ class WanComponents:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         offload: str = "none",
+        keep: bool = False,
     ):
+        self.keep = keep
         self.device, self.dtype, self.offload = torch.device(device), dtype or torch.bfloat16, offload
         self.files = find_wan(wan)
         self.files.need("dit", "text", "clip", "vae")
@@ -155,11 +158,24 @@ class WanComponents:
         return encode_text(self.files, prompts, device=self.device, dtype=self.dtype)
 
     def clip(self, image: Tensor) -> Tensor | None:
-        return encode_clip(self.files, image, device=self.device, dtype=self.dtype)
+        model = self._clip if self.keep else None
+        return encode_clip(self.files, image, device=self.device, dtype=self.dtype, model=model)
 
     def voice(self, waveform: Tensor) -> Tensor:
+        projection, encoder = self._voice if self.keep else self._load_voice()
+        return projection(encoder(waveform))
+
+    def _load_voice(self):
         projection = load_projection(self.fantasytalking, device=self.device)
-        return projection(Wav2Vec(self.wav2vec, audio_dim=self.config.audio_dim, device=self.device)(waveform))
+        return projection, Wav2Vec(self.wav2vec, audio_dim=self.config.audio_dim, device=self.device)
+
+    @cached_property
+    def _voice(self):
+        return self._load_voice()
+
+    @cached_property
+    def _clip(self):
+        return load_clip(self.files, device=self.device, dtype=self.dtype)
 
     def encode(self, video: Tensor) -> Tensor:
         return self._vae.encode_video(video)

@@ -121,15 +121,16 @@ def encode_clip(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     heads: int | None = None,
+    model=None,
 ) -> Tensor:
     """CLIP ViT-H/14 tokens of an image [1, 3, H, W] in [-1, 1]: [1, 257, 1280], the output of the last block but one.
 
     As Wan2.1 does it: bicubic without antialias to a square of 224, no crop, no post-norm. (diffusers' pipeline resizes
-    with its CLIPImageProcessor instead, which antialiases: slightly other tokens.) `heads` overrides 80-wide heads.
+    with its CLIPImageProcessor instead, which antialiases: slightly other tokens.) `heads` overrides 80-wide heads;
+    `model`: one that `load_clip` has loaded, else it is loaded here and freed again.
     """
     _check_shape("image", image, "[1, 3, H, W]", image.ndim == 4 and tuple(image.shape[:2]) == (1, 3))
-    (path,) = files.need("clip")
-    model = _load_clip(open_clip(path), path, device, dtype, heads)
+    model = load_clip(files, device=device, dtype=dtype, heads=heads) if model is None else model
     side = model.config.image_size
     image = F.interpolate(image.to(device, torch.float32), size=(side, side), mode="bicubic", align_corners=False)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
@@ -138,9 +139,12 @@ def encode_clip(
         return model(pixel_values=pixels.to(dtype), output_hidden_states=True).hidden_states[-2]
 
 
-def _load_clip(tensors: TensorSet, path: Path, device, dtype: torch.dtype, heads: int | None):
+def load_clip(files: WanFiles, *, device="cpu", dtype: torch.dtype = torch.bfloat16, heads: int | None = None):
+    """The image encoder, for `encode_clip` of many images."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
+    (path,) = files.need("clip")
+    tensors = open_clip(path)
     sizes = clip_sizes(tensors)
     told = _config(path)
     sizes |= {name: told[name] for name in ("num_attention_heads", "hidden_act", "layer_norm_eps") if name in told}

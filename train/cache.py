@@ -1,0 +1,191 @@
+"""Encodes every video once, for all stages of training: latents, image condition, text, CLIP, audio, lip masks.
+
+    python -m train.cache --videos videos.jsonl --out cache --task face_landmarker.task
+    python -m train.cache --out cache --verify true
+
+`videos.jsonl` names each video's id, input and path (relative to the file) and, if it has one, its prompt. The mp4
+stays the source of truth; the cache can be made again from it. Interrupted, it goes on where it stopped; a video that
+changed is encoded anew. Lip masks come from mediapipe (`--task`) or from files of your own (`--masks FOLDER`,
+NAME.safetensors with `mask` [T, H, W] in 0..1); a video whose lips cannot be followed gets none, and is counted.
+Without either there are no masks.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fantasy_core import audio, lips, media
+from fantasy_core.components import Components, WanComponents, check_device
+from fantasy_core.encoders import image_condition
+from fantasy_core.errors import UserError
+from fantasy_core.flags import DTYPES, MODELS
+from fantasy_core.manifest import sha256
+from fantasy_core.progress import Progress
+from fantasy_core.weights import open_tensors
+from train.run import command, read_rows, setting
+from train.shards import SHARD_BYTES, Cache, Encoded, ShardWriter
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    out: Path = setting(help="folder of the cache")
+    videos: Path | None = setting(None, "videos.jsonl: video, input, path, and prompt if there is one")
+    model: str = setting(MODELS[0], "whose encoders", choices=MODELS)
+    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
+    fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
+    wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
+    device: str = setting("cpu", "cpu, cuda, ...")
+    dtype: str = setting("fp32", "of what is stored", choices=tuple(DTYPES))
+    fps: float = setting(23.0, "of all videos")
+    task: Path | None = setting(None, "mediapipe's face_landmarker.task: makes lip masks")
+    masks: Path | None = setting(None, "instead: a folder with NAME.safetensors for every video")
+    shard_bytes: int = setting(SHARD_BYTES, "size of a shard")
+    verify: bool = setting(False, "check the hashes of a cache that is there")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of videos.jsonl, as far as it matters here."""
+
+    video: str
+    input: str
+    path: str
+    prompt: str = ""
+
+
+def components_of(settings: CacheSettings) -> Components:
+    device = check_device(settings.device)
+    if settings.model == "miniature":
+        from fantasy_core.miniature import load_components
+
+        return load_components(device=device)
+    files = {name: getattr(settings, name) for name in ("wan", "fantasytalking", "wav2vec")}
+    absent = [name for name, path in files.items() if path is None]
+    if absent:
+        raise UserError(
+            "the encoders' files are not named",
+            got="no " + ", ".join(absent),
+            expected="the folders and files of Wan2.1, FantasyTalking and wav2vec2",
+            do="give " + ", ".join(f"--{name}" for name in absent),
+        )
+    return WanComponents(**files, device=device, keep=True)
+
+
+def read_clip(path: Path, fps: float) -> tuple[Tensor, Tensor]:
+    """Frames [T, 3, H, W] in 0..1, the first 4k + 1 of a video, and its voice [n] at 16 kHz. Raises UserError for
+    another frame rate: a cache that mixes them would teach wrong speeds."""
+    times, frames = zip(*media.read_video(path), strict=True)
+    measured = (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else fps
+    if abs(measured - fps) > 0.01 * fps:
+        raise UserError(
+            f"{path} has another frame rate",
+            got=f"{measured:.2f} frames a second",
+            expected=f"{fps:g}",
+            do=f"convert it (ffmpeg -i IN -r {fps:g} OUT), or give --fps",
+        )
+    kept = torch.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
+    return kept, audio.trim(audio.load_voice(path), len(kept), fps)
+
+
+@torch.inference_mode()
+def encode(components: Components, frames: Tensor, voice: Tensor, text: Tensor, fps: float) -> Encoded:
+    """What a video is for the transformer."""
+    video = frames.movedim(1, 0)[None].to(components.device) * 2 - 1  # [1, 3, T, H, W]
+    portrait = video[:, :, 0]
+    heard = audio.window_at(components.voice(voice), len(frames), fps=fps)
+    encoded = {
+        "latents": components.encode(video)[0],
+        "image": image_condition(components.encode, portrait, len(frames))[0, 4:],
+        "audio": heard.tokens[0],
+        "text": text.clone(),  # videos share their prompts, files do not
+    }
+    clip = components.clip(portrait)
+    return encoded | ({} if clip is None else {"clip": clip[0]}) | {"lengths": heard.lengths[0]}
+
+
+def lip_latents(frames: Tensor, source: Source, settings: CacheSettings, detectors) -> tuple[Tensor | None, str | None]:
+    """The lip mask on the latent grid [F, h, w], or None and why there is none."""
+    if settings.masks is not None:
+        mask = open_tensors(settings.masks / f"{source.video}.safetensors").entries["mask"].read()
+        return lips.project(mask[: len(frames)]), None
+    if detectors is None:
+        return None, None
+    pixels = (frames * 255).round().byte().movedim(1, -1).numpy()
+    found = lips.track(pixels, *detectors)
+    if (reason := found.unusable) is not None:
+        return None, reason
+    return lips.project(found.masks(*frames.shape[2:])), None
+
+
+def fill(settings: CacheSettings, sources: list[Source], components: Components) -> None:
+    """Encode what is not there yet."""
+    dtype, facts = DTYPES[settings.dtype], {"model": components.name, "weights": components.fingerprint}
+    facts |= {"fps": settings.fps, "dtype": settings.dtype}
+    facts |= {"lips": "given" if settings.masks else "mediapipe" if settings.task else "none"}
+    writer, dropped = ShardWriter(settings.out, facts, settings.shard_bytes), {}
+    hashes = {source.video: sha256(place(source, settings)) for source in sources}
+    left = [source for source in sources if not writer.has(source.video, hashes[source.video])]
+    print(f"{len(sources)} videos, {len(sources) - len(left)} of them cached already")
+    prompts = sorted({source.prompt for source in left})
+    texts = dict(zip(prompts, components.text(prompts), strict=True)) if prompts else {}
+    with ExitStack() as stack, Progress("cache", len(left)) as progress:
+        detectors = None
+        if settings.task is not None and settings.masks is None:
+            detectors = [stack.enter_context(lips.landmarker(settings.task, confidence=c)) for c in (0.5, 0.9)]
+        for source in left:
+            frames, voice = read_clip(place(source, settings), settings.fps)
+            encoded = encode(components, frames, voice, texts[source.prompt], settings.fps)
+            mask, reason = lip_latents(frames, source, settings, detectors)
+            encoded |= {} if mask is None else {"lips": mask}
+            dropped |= {} if reason is None else {source.video: reason}
+            stored = {n: t.cpu() if n == "lengths" else t.to("cpu", dtype) for n, t in encoded.items()}
+            entry = {"sha256": hashes[source.video], "input": source.input, "frames": len(frames)}
+            writer.add(source.video, stored, {**entry, "names": sorted(stored), "lips": reason})
+            progress.step(source.video)
+        writer.finish()
+    for video, reason in dropped.items():
+        print(f"no lip mask for {video}: {reason}")
+    print(f"{len(left)} encoded, {len(dropped)} of them without a lip mask")
+
+
+def place(source: Source, settings: CacheSettings) -> Path:
+    return settings.videos.parent / source.path
+
+
+def run(settings: CacheSettings, dry_run: bool) -> None:
+    if settings.verify:
+        cache = Cache(settings.out)
+        if damaged := list(cache.damaged()):
+            raise UserError(
+                f"{settings.out} is damaged",
+                got=f"{len(damaged)} of {len(cache.videos)} videos, {damaged[0]} first",
+                expected="the tensors that were written",
+                do="remove the folder and make the cache again",
+            )
+        print(f"{len(cache.videos)} videos, all sound")
+        return
+    if settings.videos is None:
+        raise UserError("there is nothing to encode", got="no --videos", expected="videos.jsonl", do="give --videos")
+    sources = list(read_rows(settings.videos, Source))
+    for source in sources:
+        media.check_file(place(source, settings), f"video {source.video}")
+    components = components_of(settings)
+    if dry_run:
+        print(f"dry run: {len(sources)} videos would be encoded by {components.name} into {settings.out}")
+        return
+    fill(settings, sources, components)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command(CacheSettings, __doc__, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
