@@ -35,10 +35,12 @@ def command(kind: type[Settings], about: str, run: Callable[[Settings, bool], No
     parser.add_argument("--config", type=Path, metavar="TOML", help="settings; flags win over it")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
     parser.add_argument("--debug", action="store_true", help="tracebacks")
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         default = "required" if field.default is dataclasses.MISSING else f"{_shown(field.default)}"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", dest=field.name, default=None, metavar=field.name.upper(),
+            nargs="+" if typing.get_origin(hints[field.name]) is tuple else None,
             help=f"{field.metadata.get('help', '')} ({default})",
         )  # fmt: skip
     flags = vars(parser.parse_args(argv))
@@ -95,6 +97,8 @@ def _value(name: str, given: Any, hint: Any, field: dataclasses.Field, *, from_t
         if given in ("", "none"):
             return None
         hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    if typing.get_origin(hint) is tuple and isinstance(given, list) and all(isinstance(one, str) for one in given):
+        return tuple(given)
     try:
         value = _converted(given, hint, from_text)
         if choices and value not in choices:
@@ -104,7 +108,7 @@ def _value(name: str, given: Any, hint: Any, field: dataclasses.Field, *, from_t
         raise UserError(
             f"the setting {name} has a wrong value",
             got=repr(given),
-            expected=", ".join(choices) if choices else "a path" if hint is Path else hint.__name__,
+            expected=", ".join(choices) if choices else "a path" if hint is Path else getattr(hint, "__name__", hint),
             do=f"correct --{name.replace('_', '-')} or the line in --config",
         ) from None
 
@@ -117,7 +121,7 @@ def _converted(given: Any, kind: type, from_text: bool) -> Any:
         return kind(given)
     if kind is float and type(given) is int:
         return float(given)
-    if type(given) is not kind:
+    if type(given) is not kind:  # a tuple's kind is none of these
         raise ValueError
     return given
 

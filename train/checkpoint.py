@@ -1,0 +1,77 @@
+"""What a run of training leaves behind while it goes: its state, whole or not at all, and a line an iteration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fantasy_core.errors import UserError
+from fantasy_core.weights import open_tensors, save_tensors
+
+
+class Checkpoint:
+    """state.safetensors in OUT/checkpoint, written whole: trained tensors, AdamW's moments, the iteration; bound to the
+    settings and data of its run by `identity`."""
+
+    def __init__(self, out: Path, identity: dict):
+        self.file = out / "checkpoint" / "state.safetensors"
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.identity, self.hash = identity, hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, iteration: int, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{i}.value": p.detach() for i, p in enumerate(parameters)}
+        for i, parameter in enumerate(parameters):
+            state = optimizer.state.get(parameter, {})
+            tensors |= {f"{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        save_tensors(self.file, tensors, {"iteration": str(iteration), "run": self.hash})
+
+    def load(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
+        """Fill parameters and optimizer; the iteration to go on with, 0 without a checkpoint. Raises UserError for the
+        checkpoint of another run."""
+        if not self.file.is_file():
+            return 0
+        held = open_tensors(self.file)
+        if held.metadata.get("run") != self.hash:
+            raise UserError(
+                f"{self.file.parent} belongs to another run",
+                got="a checkpoint that was made with other settings or data",
+                expected="the settings and the data of this run: " + ", ".join(map(str, self.identity)),
+                do="give the settings in that folder's config.json, or train into another folder",
+            )
+        with torch.no_grad():
+            for i, parameter in enumerate(parameters):
+                parameter.copy_(held.entries[f"{i}.value"].read().to(parameter))
+                names = [name for name in held.entries if name.startswith(f"{i}.") and name != f"{i}.value"]
+                if names:
+                    state = {name.partition(".")[2]: held.entries[name].read() for name in names}
+                    optimizer.state[parameter] = {
+                        name: tensor.clone() if name == "step" else tensor.to(parameter.device).clone()
+                        for name, tensor in state.items()
+                    }
+        return int(held.metadata["iteration"])
+
+
+class Log:
+    """log.jsonl: a line an iteration; lines of iterations that a resumed run repeats are dropped."""
+
+    def __init__(self, path: Path, first: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+            try:
+                if json.loads(line)["iteration"] < first:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the line that a kill cut short
+        path.write_text("".join(kept), "utf-8")
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, iteration: int, line: dict, seconds: float) -> None:
+        self.file.write(json.dumps({"iteration": iteration, **line, "seconds": round(seconds, 4)}) + "\n")
+        self.file.flush()

@@ -1,0 +1,142 @@
+"""Stage 2: the fusion gate, w = softmax(W t_emb) + b in every block (Eq. 3), trained on full pairs; experts frozen.
+
+    python -m train.gate --expert mn=runs/mn/mn.safetensors ls=runs/ls/ls.safetensors vq=runs/vq/vq.safetensors \\
+        --pairs pairs/pairs_full.jsonl --cache cache --out runs/gate --iterations 500
+
+The gate is OUT/gate.safetensors. The paper trains it at lr 1e-6, beta 1000, from the average of the experts, and so
+does this by default; there b hardly moves, since AdamW moves a number by its learning rate an iteration at most.
+`--start sum` begins with every expert at 1, `--bias-lr` gives b a rate of its own, `--reference initial-gate` compares
+with the start instead of the backbone. Ablations: `--granularity expert|module`, `--timestep false`, `--form linear`.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fantasy_core.errors import UserError
+from fantasy_core.experts import ExpertBank
+from fantasy_core.flags import MODELS
+from fantasy_core.fusion import attach, host_of
+from fantasy_core.fusion.coefficients import ORDER
+from fantasy_core.gate import FORMS as GATE_FORMS
+from fantasy_core.gate import GRANULARITIES, FusionGate
+from fantasy_core.gate_files import save_gate
+from fantasy_core.mixture import named
+from fantasy_core.preference import FORMS, LOSSES, Objective
+from train.cache import CacheSettings, components_of
+from train.expert import DISTRIBUTIONS
+from train.run import command, made_from, setting, write_json
+from train.shards import INDEX, Cache
+from train.trainer import UNITS, Checkpoint, PairData, Switch, check_base, plan_of, recorded, train
+
+REFERENCES, STARTS = ("backbone", "initial-gate"), ("average", "sum")
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    out: Path = setting(help="folder of the run")
+    expert: tuple[str, ...] = setting(help="NAME=FILE of every expert, in the gate's order")
+    pairs: Path = setting(help="pairs_full.jsonl")
+    cache: Path = setting(help="folder of train.cache")
+    iterations: int = setting(1000, "of the optimiser")
+    batch: int = setting(4, "units (pairs or inputs) in an iteration")
+    unit: str = setting("pair", "what shares one draw: a pair, or all pairs of an input", choices=UNITS)
+    granularity: str = setting("block", "one gate a block, for all blocks, or for each linear", choices=GRANULARITIES)
+    timestep: bool = setting(True, "whether weights change with the timestep")
+    gate_form: str = setting("softmax", "softmax is the paper's", choices=GATE_FORMS)
+    start: str = setting("average", "weights to begin with: 1/E each, or 1 each", choices=STARTS)
+    reference: str = setting("backbone", "what the margin is measured from", choices=REFERENCES)
+    lr: float = setting(1e-6, "of AdamW, for W")
+    bias_lr: float | None = setting(None, "for b (default: as for W)")
+    loss: str = setting("dpo", "of a pair", choices=LOSSES)
+    beta: float = setting(1000.0, "of the mean error, with the 1/2 of Eq. 1")
+    label_smoothing: float = setting(0.0, "share of pairs labelled the wrong way round")
+    distribution: str = setting("logit-normal", "of sigma", choices=DISTRIBUTIONS)
+    shift: float = setting(1.0, "of sigma")
+    form: str = setting("buffers", "of the gradient: more memory, or a third more work", choices=FORMS)
+    clip_norm: float = setting(1.0, "of the gradient, 0 = none")
+    checkpointing: bool = setting(False, "recompute blocks instead of keeping activations")
+    save_every: int = setting(50, "iterations between checkpoints")
+    seed: int = setting(0, "of everything that is drawn")
+    model: str = setting(MODELS[0], "the base", choices=MODELS)
+    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
+    fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
+    wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
+    device: str = setting("cpu", "cpu, cuda, ...")
+
+
+def fresh_gate(settings: GateSettings, blocks: int, dim: int, names: tuple[str, ...]) -> FusionGate:
+    """W and b zero, which weighs every expert 1/E; `sum` lifts b to weights of 1."""
+    linears = len(ORDER) if settings.granularity == "module" else 1
+    kind = {"granularity": settings.granularity, "timestep": settings.timestep, "num_linears": linears}
+    gate = FusionGate(blocks, dim, len(names), form=settings.gate_form, names=names, **kind)
+    weight = 1.0 if settings.start == "sum" else 1 / len(names)
+    with torch.no_grad():
+        gate.bias.fill_(weight if settings.gate_form == "linear" else weight - 1 / len(names))
+    return gate
+
+
+def parameter_groups(gate: FusionGate, settings: GateSettings) -> list[dict]:
+    """W and b, each at its rate; no weight decay, which would pull weights to the average."""
+    rest = [parameter for name, parameter in gate.named_parameters() if name != "bias"]
+    bias_lr = settings.lr if settings.bias_lr is None else settings.bias_lr
+    return [{"params": rest, "lr": settings.lr}, {"params": [gate.bias], "lr": bias_lr}]
+
+
+@contextmanager
+def initial(switch: Switch, start: FusionGate):
+    """The reference is the gate as it began."""
+    now, switch.gate = switch.gate, start
+    try:
+        yield
+    finally:
+        switch.gate = now
+
+
+def run(settings: GateSettings, dry_run: bool) -> None:
+    files = dict(map(named, settings.expert))
+    if not files:
+        raise UserError("a gate without experts", got="no NAME=FILE", expected="experts", do="give --expert NAME=FILE")
+    cache = Cache(settings.cache)
+    data = PairData(settings.pairs, cache, unit=settings.unit)
+    objective = Objective(settings.loss, settings.beta, label_smoothing=settings.label_smoothing)
+    given = {name: getattr(settings, name) for name in ("model", "wan", "fantasytalking", "wav2vec", "device")}
+    components = components_of(CacheSettings(out=settings.cache, **given))
+    check_base(cache, components.fingerprint)
+    origin = made_from(pairs=settings.pairs, cache=settings.cache / INDEX, **files)
+    print(f"{sum(len(unit.pairs) for unit in data.units)} pairs, {len(data)} units, {settings.iterations} iterations")
+    if dry_run:
+        return
+    identity = recorded(settings) | origin
+    write_json(settings.out / "config.json", identity)
+    with components.dit() as dit:
+        dit.requires_grad_(False).checkpointing = settings.checkpointing
+        host = host_of(dit)
+        bank = ExpertBank.load(files, host).place(components.device)
+        gate = fresh_gate(settings, host.num_blocks, host.dim, bank.names).to(components.device)
+        start, switch = copy.deepcopy(gate).requires_grad_(False), Switch(gate, bank.names, host.num_blocks)
+        optimizer = torch.optim.AdamW(parameter_groups(gate, settings), weight_decay=0.0)
+        backbone = settings.reference == "backbone"
+        with attach(host, bank, switch, "stacked"):
+            train(
+                plan_of(settings), data, dit, list(gate.parameters()), optimizer, objective,
+                switch.off if backbone else lambda: initial(switch, start),
+                Checkpoint(settings.out, identity), settings.out,
+            )  # fmt: skip
+        save_gate(settings.out / "gate.safetensors", gate, hashes=bank.hashes, host=host)
+        print(settings.out / "gate.safetensors")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command(GateSettings, __doc__, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
