@@ -20,10 +20,11 @@ from fantasy_core.miniature.components import WEIGHTS
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["codec", "decoder", "base", "evaluate"], required=True)
+    parser.add_argument("--stage", choices=["codec", "decoder", "base", "candidates", "evaluate"], required=True)
     parser.add_argument("--out", type=Path, help="run folder (evaluate: the shipped miniature if not given)")
     parser.add_argument("--minutes", type=float, help="how long to train (codec and decoder 6, base 25)")
-    parser.add_argument("--clips", type=int, help="clips to draw (codec 800, base 2400) or to sample (decoder 160)")
+    clips = "clips to draw (codec 800, base 2400) or to sample (decoder 160, candidates 64)"
+    parser.add_argument("--clips", type=int, help=clips)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate of the base")
     parser.add_argument("--start", type=Path, help="folder of a trained miniature whose weights the base begins with")
@@ -34,6 +35,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--shift", type=float, help="schedule shift (the model's default)")
     parser.add_argument("--scale", type=float, help="guidance scale (the model's default)")
     parser.add_argument("--voices", type=Path, nargs="+", help="evaluate on recorded voices instead of a split")
+    parser.add_argument("--base", type=Path, help="folder of the miniature that makes candidates (the shipped one)")
+    parser.add_argument("--expert", nargs="+", default=[], metavar="NAME=FILE", help="evaluate with these experts")
+    parser.add_argument("--gate", help="evaluate with this gate: a file, or by hand as for animate (1 each)")
     parser.add_argument("--report", type=Path, help="write figures (.json) and the contact sheet (.png) here")
     parser.add_argument("--debug", action="store_true", help="tracebacks")
     return parser
@@ -51,6 +55,11 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None:
         raise UserError("no run folder", got="nothing", expected="--out DIR", do="say where to train")
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.stage == "candidates":
+        from train.miniature_candidates import make_candidates
+
+        make_candidates(args.base or WEIGHTS, args.out, count=args.clips or 64, frames=args.frames, seed=args.seed)
+        return
     needed = {"codec": None, "base": "codec", "decoder": "base"}[args.stage]
     if needed and not (args.out / f"{needed}.safetensors").exists():
         raise UserError(

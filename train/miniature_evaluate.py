@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,27 @@ from tqdm import tqdm
 
 from fantasy_core.audio import load_voice, trim, window, window_ranges
 from fantasy_core.encoders import image_condition
+from fantasy_core.experts import ExpertBank
 from fantasy_core.flow import draw_noise, guide, sample, schedule, timestep
+from fantasy_core.fusion import attach, host_of
+from fantasy_core.gate_files import load_gate
+from fantasy_core.manual_gates import KINDS, manual_gate
 from fantasy_core.media import contact_sheet
 from fantasy_core.miniature.codec import Codec
 from fantasy_core.miniature.components import MiniatureComponents, load_components
 from fantasy_core.miniature.judge import judge, lip_sync
 from fantasy_core.miniature.speech import RATE
 from fantasy_core.miniature.world import FPS, TEST, VALIDATION, Clip, draw_clip
+from fantasy_core.mixture import named
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Expert files by name, and their gate: a file, or a gate by hand (None: 1 each)."""
+
+    files: dict[str, Path]
+    gate: str | None = None
+
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
 LATE = 12  # frames of the shifted control, about half a second
@@ -46,9 +62,17 @@ def generate(components: MiniatureComponents, clips: list[Clip], **settings) -> 
 
 @torch.inference_mode()
 def sample_latents(
-    components: MiniatureComponents, clips: list[Clip], *, steps: int, shift: float, scale: float, seed: int = 0
+    components: MiniatureComponents,
+    clips: list[Clip],
+    *,
+    steps: int,
+    shift: float,
+    scale: float,
+    seed: int = 0,
+    experts: Experts | None = None,
 ) -> Tensor:
-    """What the base makes of frame 0 of every clip and its voice -> latents [B, 16, F, h, w]."""
+    """What the base, with experts or without, makes of frame 0 of every clip and its voice -> latents [B, 16, F, h,
+    w]."""
     frames, size = len(clips[0].pose), len(clips)
     portraits = [clip.video()[:1] * 2 - 1 for clip in clips]
     condition = torch.cat([image_condition(components.encode, portrait, frames) for portrait in portraits])
@@ -56,7 +80,7 @@ def sample_latents(
     audio = window(tokens, window_ranges(tokens.shape[1], frames, fps=FPS))
     text = components.text([""] * size)
     noise = torch.stack([draw_noise(condition[i, 4:].shape, seed, i) for i in range(size)])
-    with components.dit() as dit:
+    with components.dit() as dit, hung(dit, experts, schedule(steps, shift)):
 
         def velocity(latents: Tensor, sigma: float) -> Tensor:
             time = latents.new_full((size,), timestep(sigma))
@@ -65,6 +89,23 @@ def sample_latents(
             return guide(None, silent, heard, scale, scale, same_text=True)
 
         return sample(velocity, noise, schedule(steps, shift))
+
+
+@contextmanager
+def hung(dit, experts: Experts | None, sigmas: Tensor):
+    """The DiT with experts and their gate, if there are any."""
+    if experts is None:
+        yield
+        return
+    host = host_of(dit)
+    bank = ExpertBank.load(experts.files, host)
+    if (experts.gate or "constant").partition(":")[0] in KINDS:
+        text = experts.gate or "constant:1"
+        gate = manual_gate(text, bank.names, host.num_blocks, sigmas)
+    else:
+        gate = load_gate(experts.gate, hashes=bank.hashes, host=host)
+    with attach(host, bank, gate, "auto", per_sample=False):
+        yield
 
 
 @torch.inference_mode()
@@ -123,9 +164,11 @@ def table(rows: dict[str, dict[str, tuple[float, float, float]]]) -> str:
 
 
 def defaults_or(args: argparse.Namespace) -> dict:
-    """The sampling settings of the flags, or the miniature's defaults."""
+    """The sampling settings of the flags, or the miniature's defaults; with the experts that are named."""
     defaults = MiniatureComponents.defaults
+    experts = Experts(dict(map(named, args.expert)), args.gate) if getattr(args, "expert", None) else None
     return {
+        "experts": experts,
         "steps": defaults.steps if args.steps is None else args.steps,
         "shift": defaults.shift if args.shift is None else args.shift,
         "scale": defaults.audio_scale if args.scale is None else args.scale,
@@ -152,6 +195,7 @@ def evaluate(folder: Path, args: argparse.Namespace) -> None:
     print(f"{len(clips)} clips of {args.frames} frames, {args.split} seeds, {settings}\n\n{table(rows)}")
     if args.report:
         about = {"split": args.split, "clips": len(clips), "frames": args.frames, **settings}
+        about["experts"] = None if settings["experts"] is None else str(settings["experts"])
         args.report.with_suffix(".json").write_text(json.dumps({"settings": about, "rows": rows}, indent=1))
         write_sheet(args.report.with_suffix(".png"), clips, torch.cat([video for _, _, video in results]))
 
