@@ -11,57 +11,34 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from fantasy_core.expert_files import DIMENSIONS as ALL_DIMENSIONS
 from fantasy_core.experts import Expert, ExpertBank, LowRank, save_expert
-from fantasy_core.flags import MODELS
 from fantasy_core.flow import draw_noise
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.fusion.hosts import AUDIO_LINEARS, LINEARS, Host, split_address
 from fantasy_core.gate_files import base_fingerprint
-from fantasy_core.preference import FORMS, LOSSES, Objective
-from train.cache import CacheSettings, components_of
-from train.run import command, made_from, setting, write_json
-from train.shards import INDEX, Cache
-from train.trainer import UNITS, Checkpoint, PairData, Switch, check_base, plan_of, recorded, train
+from fantasy_core.preference import Objective
+from train.checkpoint import Checkpoint
+from train.run import command, setting, write_json
+from train.stage import StageSettings, opened
+from train.trainer import Switch, train
 
-DISTRIBUTIONS = ("logit-normal", "uniform")
 START = 4  # what the draw of A is for
 
 
-@dataclass(frozen=True)
-class ExpertSettings:
-    out: Path = setting(help="folder of the run")
-    pairs: Path = setting(help="pairs_DIMENSION.jsonl")
-    cache: Path = setting(help="folder of train.cache")
+@dataclass(frozen=True, kw_only=True)
+class ExpertSettings(StageSettings):
     dimension: str = setting(help="what the pairs prefer", choices=ALL_DIMENSIONS)
-    iterations: int = setting(1000, "of the optimiser")
-    batch: int = setting(4, "units (pairs or inputs) in an iteration")
-    unit: str = setting("pair", "what shares one draw: a pair, or all pairs of an input", choices=UNITS)
     rank: int = setting(128, "of the LoRA")
     audio_linears: bool = setting(True, "also keys and values of the audio attention (the paper's 14 linears)")
     lr: float = setting(1e-5, "of AdamW")
     weight_decay: float = setting(0.0, "of AdamW")
-    loss: str = setting("dpo", "of a pair", choices=LOSSES)
     beta: float = setting(5000.0, "of the mean error, with the 1/2 of Eq. 1")
-    label_smoothing: float = setting(0.0, "share of pairs labelled the wrong way round")
     sft_weight: float = setting(0.0, "of the chosen videos' own error")
     masked: bool | None = setting(None, "compare by lip masks (default: for ls)")
-    distribution: str = setting("logit-normal", "of sigma", choices=DISTRIBUTIONS)
-    shift: float = setting(1.0, "of sigma")
-    form: str = setting("buffers", "of the gradient: more memory, or a third more work", choices=FORMS)
-    clip_norm: float = setting(1.0, "of the gradient, 0 = none")
-    checkpointing: bool = setting(False, "recompute blocks instead of keeping activations")
-    save_every: int = setting(50, "iterations between checkpoints")
-    seed: int = setting(0, "of everything that is drawn")
-    model: str = setting(MODELS[0], "the base", choices=MODELS)
-    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
-    fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
-    wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
-    device: str = setting("cpu", "cpu, cuda, ...")
 
     @property
     def by_lips(self) -> bool:
@@ -85,19 +62,13 @@ def constant_gate(t_emb: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 
 
 def run(settings: ExpertSettings, dry_run: bool) -> None:
-    cache = Cache(settings.cache)
-    data = PairData(settings.pairs, cache, unit=settings.unit, masked=settings.by_lips)
     objective = Objective(
         settings.loss, settings.beta, label_smoothing=settings.label_smoothing, sft_weight=settings.sft_weight
     )
-    given = {name: getattr(settings, name) for name in ("model", "wan", "fantasytalking", "wav2vec", "device")}
-    components = components_of(CacheSettings(out=settings.cache, **given))
-    check_base(cache, components.fingerprint)
-    origin = made_from(pairs=settings.pairs, cache=settings.cache / INDEX)
-    print(f"{sum(len(unit.pairs) for unit in data.units)} pairs, {len(data)} units, {settings.iterations} iterations")
+    data, components, origin = opened(settings, masked=settings.by_lips)
     if dry_run:
         return
-    identity = recorded(settings) | origin
+    identity = settings.recorded | origin
     write_json(settings.out / "config.json", identity)
     with components.dit() as dit:
         dit.requires_grad_(False).checkpointing = settings.checkpointing
@@ -112,7 +83,7 @@ def run(settings: ExpertSettings, dry_run: bool) -> None:
         )
         with attach(host, bank, switch, "stacked"):
             train(
-                plan_of(settings), data, dit, parameters, optimizer, objective, switch.off,
+                settings.plan, data, dit, parameters, optimizer, objective, switch.off,
                 Checkpoint(settings.out, identity), settings.out,
             )  # fmt: skip
         expert = bank.requires_grad_(False).expert(settings.dimension)

@@ -6,7 +6,8 @@
 The gate is OUT/gate.safetensors. The paper trains it at lr 1e-6, beta 1000, from the average of the experts, and so
 does this by default; there b hardly moves, since AdamW moves a number by its learning rate an iteration at most.
 `--start sum` begins with every expert at 1, `--bias-lr` gives b a rate of its own, `--reference initial-gate` compares
-with the start instead of the backbone. Ablations: `--granularity expert|module`, `--timestep false`, `--form linear`.
+with the start instead of the backbone. Ablations: `--granularity expert|module`, `--timestep false`, `--gate-form
+linear`.
 """
 
 from __future__ import annotations
@@ -15,38 +16,28 @@ import copy
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from fantasy_core.errors import UserError
 from fantasy_core.experts import ExpertBank
-from fantasy_core.flags import MODELS
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.fusion.coefficients import ORDER
 from fantasy_core.gate import FORMS as GATE_FORMS
 from fantasy_core.gate import GRANULARITIES, FusionGate
 from fantasy_core.gate_files import save_gate
 from fantasy_core.mixture import named
-from fantasy_core.preference import FORMS, LOSSES, Objective
-from train.cache import CacheSettings, components_of
-from train.expert import DISTRIBUTIONS
-from train.run import command, made_from, setting, write_json
-from train.shards import INDEX, Cache
-from train.trainer import UNITS, Checkpoint, PairData, Switch, check_base, plan_of, recorded, train
+from fantasy_core.preference import Objective
+from train.checkpoint import Checkpoint
+from train.run import command, setting, write_json
+from train.stage import StageSettings, opened
+from train.trainer import Switch, train
 
 REFERENCES, STARTS = ("backbone", "initial-gate"), ("average", "sum")
 
 
-@dataclass(frozen=True)
-class GateSettings:
-    out: Path = setting(help="folder of the run")
+@dataclass(frozen=True, kw_only=True)
+class GateSettings(StageSettings):
     expert: tuple[str, ...] = setting(help="NAME=FILE of every expert, in the gate's order")
-    pairs: Path = setting(help="pairs_full.jsonl")
-    cache: Path = setting(help="folder of train.cache")
-    iterations: int = setting(1000, "of the optimiser")
-    batch: int = setting(4, "units (pairs or inputs) in an iteration")
-    unit: str = setting("pair", "what shares one draw: a pair, or all pairs of an input", choices=UNITS)
     granularity: str = setting("block", "one gate a block, for all blocks, or for each linear", choices=GRANULARITIES)
     timestep: bool = setting(True, "whether weights change with the timestep")
     gate_form: str = setting("softmax", "softmax is the paper's", choices=GATE_FORMS)
@@ -54,21 +45,7 @@ class GateSettings:
     reference: str = setting("backbone", "what the margin is measured from", choices=REFERENCES)
     lr: float = setting(1e-6, "of AdamW, for W")
     bias_lr: float | None = setting(None, "for b (default: as for W)")
-    loss: str = setting("dpo", "of a pair", choices=LOSSES)
     beta: float = setting(1000.0, "of the mean error, with the 1/2 of Eq. 1")
-    label_smoothing: float = setting(0.0, "share of pairs labelled the wrong way round")
-    distribution: str = setting("logit-normal", "of sigma", choices=DISTRIBUTIONS)
-    shift: float = setting(1.0, "of sigma")
-    form: str = setting("buffers", "of the gradient: more memory, or a third more work", choices=FORMS)
-    clip_norm: float = setting(1.0, "of the gradient, 0 = none")
-    checkpointing: bool = setting(False, "recompute blocks instead of keeping activations")
-    save_every: int = setting(50, "iterations between checkpoints")
-    seed: int = setting(0, "of everything that is drawn")
-    model: str = setting(MODELS[0], "the base", choices=MODELS)
-    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
-    fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
-    wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
-    device: str = setting("cpu", "cpu, cuda, ...")
 
 
 def fresh_gate(settings: GateSettings, blocks: int, dim: int, names: tuple[str, ...]) -> FusionGate:
@@ -101,19 +78,11 @@ def initial(switch: Switch, start: FusionGate):
 
 def run(settings: GateSettings, dry_run: bool) -> None:
     files = dict(map(named, settings.expert))
-    if not files:
-        raise UserError("a gate without experts", got="no NAME=FILE", expected="experts", do="give --expert NAME=FILE")
-    cache = Cache(settings.cache)
-    data = PairData(settings.pairs, cache, unit=settings.unit)
     objective = Objective(settings.loss, settings.beta, label_smoothing=settings.label_smoothing)
-    given = {name: getattr(settings, name) for name in ("model", "wan", "fantasytalking", "wav2vec", "device")}
-    components = components_of(CacheSettings(out=settings.cache, **given))
-    check_base(cache, components.fingerprint)
-    origin = made_from(pairs=settings.pairs, cache=settings.cache / INDEX, **files)
-    print(f"{sum(len(unit.pairs) for unit in data.units)} pairs, {len(data)} units, {settings.iterations} iterations")
+    data, components, origin = opened(settings, files={f"expert {name}": path for name, path in files.items()})
     if dry_run:
         return
-    identity = recorded(settings) | origin
+    identity = settings.recorded | origin
     write_json(settings.out / "config.json", identity)
     with components.dit() as dit:
         dit.requires_grad_(False).checkpointing = settings.checkpointing
@@ -125,7 +94,7 @@ def run(settings: GateSettings, dry_run: bool) -> None:
         backbone = settings.reference == "backbone"
         with attach(host, bank, switch, "stacked"):
             train(
-                plan_of(settings), data, dit, list(gate.parameters()), optimizer, objective,
+                settings.plan, data, dit, list(gate.parameters()), optimizer, objective,
                 switch.off if backbone else lambda: initial(switch, start),
                 Checkpoint(settings.out, identity), settings.out,
             )  # fmt: skip

@@ -146,7 +146,7 @@ def run(settings: PairSettings, dry_run: bool) -> None:
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
     write_json(
         settings.out / "pairs.json",
-        {"settings": shown, "made_from": made_from(**files), "rules": facts, "yield": report},
+        {"settings": shown, "made_from": made_from(files), "rules": facts, "yield": report},
     )
 
 

@@ -12,7 +12,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,6 +179,6 @@ def write_json(path: Path, content: dict) -> None:
         beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def made_from(**files: Path) -> dict[str, str]:
+def made_from(files: Mapping[str, Path]) -> dict[str, str]:
     """The hash of every file that a result was made from, by what it is."""
     return {name: sha256(path) for name, path in files.items()}

@@ -213,25 +213,3 @@ def _check_finite(line: dict, iteration: int, checkpoint: Checkpoint) -> None:
             if checkpoint.file.is_file()
             else "lower the learning rate or beta; no checkpoint had been written yet",
         )
-
-
-def recorded(settings) -> dict:
-    """Settings as JSON, less what does not make it another run: where it lies, how long it goes, when it is saved."""
-    kept = {n: v for n, v in vars(settings).items() if n not in ("out", "iterations", "save_every", "device")}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
-
-
-def plan_of(settings) -> Plan:
-    """What the settings of both stages have in common, for the loop."""
-    return Plan(**{field: getattr(settings, field) for field in Plan.__dataclass_fields__})
-
-
-def check_base(cache: Cache, fingerprint: str) -> None:
-    """Raise UserError for a cache that another base model has encoded."""
-    if cache.facts.get("weights") != fingerprint:
-        raise UserError(
-            f"{cache.folder} was encoded by another model",
-            got=f"weights {cache.facts.get('weights')}",
-            expected=f"{fingerprint}, those that are to be trained",
-            do="make the cache with this model",
-        )
