@@ -56,6 +56,8 @@ class Objective:
     loss: `dpo`; `ipo`, the same minimiser m = 1/beta as (m - 1/beta)^2, scaled so that learning rates carry over;
     `simpo`, without a reference, whose beta is calibrated (`simpo_beta`); `hinge`. label_smoothing: the share of pairs
     that are believed to be labelled the wrong way round (dpo). sft_weight: times the chosen videos' own error.
+    anchor_weight: times beta/2 relu(e - e_ref) of the chosen, which at 1 outweighs any pull of Eq. 1 that lets a chosen
+    video's error rise above the reference's (likelihood displacement).
     """
 
     loss: str = "dpo"
@@ -63,6 +65,7 @@ class Objective:
     gamma: float = 0.5  # SimPO's target margin
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
+    anchor_weight: float = 0.0
 
     def __post_init__(self):
         if self.loss not in LOSSES or not self.beta > 0 or not 0 <= self.label_smoothing < 0.5:
@@ -71,6 +74,13 @@ class Objective:
                 got=f"loss {self.loss!r}, beta {self.beta}, label smoothing {self.label_smoothing}",
                 expected=f"{', '.join(LOSSES)}; beta > 0; label smoothing from 0 to less than 0.5",
                 do="paper: dpo, beta 5000 for experts and 1000 for the gate, no smoothing",
+            )
+        if min(self.sft_weight, self.anchor_weight) < 0 or (self.anchor_weight and not self.needs_reference):
+            raise UserError(
+                "these additions to the loss make no sense",
+                got=f"loss {self.loss}, SFT weight {self.sft_weight}, anchor weight {self.anchor_weight}",
+                expected="weights of 0 and more, and an anchor only where there is a reference to hold on to",
+                do="leave the anchor out with simpo, or use dpo, ipo or hinge",
             )
 
     @property
@@ -87,6 +97,8 @@ class Objective:
         margin = gains[0] - gains[1]
         logit = self.beta / 2 * margin - (self.gamma if self.loss == "simpo" else 0.0)
         loss = self.of_logit(logit).mean() + self.sft_weight * chosen.mean()
+        if self.anchor_weight:
+            loss = loss + self.anchor_weight * self.beta / 2 * F.relu(-gains[0]).mean()
         return loss, diagnose(logit, margin, *gains)
 
     def of_logit(self, logit: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Gains 0.002 and -0.002, margin 0.004; with beta 500 the logit is 500/2 * 0.004 =
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -59,6 +60,21 @@ def test_the_other_losses_by_hand():
     assert smooth == pytest.approx(0.9 * SOFT + 0.1 * (SOFT + 1))
     assert simpo(*EXAMPLE[:2], beta=300)[0].item() == pytest.approx(SOFT)
     assert Objective("dpo", 500, sft_weight=1 / 3)(*EXAMPLE)[0].item() == pytest.approx(SOFT + 0.01 / 3)
+
+
+def test_the_anchor_holds_the_chosen_video():
+    """A chosen error 0.003 above the reference's costs 250 * 0.003 = 0.75 with beta 500, and pulls it down with a slope
+    of 250 more; one below costs nothing. At weight 1 that exceeds any pull of Eq. 1, which is at most beta/2."""
+    plain, anchored = Objective("dpo", 500), Objective("dpo", 500, anchor_weight=1.0)
+    assert anchored(*EXAMPLE)[0].item() == plain(*EXAMPLE)[0].item()
+    chosen = torch.tensor([0.015], dtype=torch.float64, requires_grad=True)
+    rest = [torch.tensor([value], dtype=torch.float64) for value in (0.030, 0.012, 0.018)]
+    (one, _), (other, _) = anchored(chosen, *rest), plain(chosen, *rest)
+    assert (one - other).item() == pytest.approx(0.75)
+    slopes = [torch.autograd.grad(loss, chosen)[0].item() for loss in (one, other)]
+    assert slopes[0] - slopes[1] == pytest.approx(250)
+    with pytest.raises(UserError, match="no sense"):
+        Objective("simpo", 500, anchor_weight=1.0)
 
 
 def test_at_the_reference_the_loss_is_ln_2():
@@ -172,6 +188,7 @@ ALL_PAIRS = list(combinations(range(4), 2))
 def test_gradients_equal_those_of_all_graphs_at_once(loss, pairs, form):
     small, reference = Small(), torch.rand(4, dtype=torch.float64)
     objective = Objective(loss, beta=3.0, label_smoothing=0.1 if loss == "dpo" else 0.0, sft_weight=0.2)
+    objective = replace(objective, anchor_weight=0.3 if objective.needs_reference else 0.0)
     reference = reference if objective.needs_reference else None
     expected = small.joint(pairs, objective, reference)
     small.net[0].bias.grad = torch.ones(8, dtype=torch.float64)  # gradients are added to what is there

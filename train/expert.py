@@ -20,11 +20,11 @@ from fantasy_core.flow import draw_noise
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.fusion.hosts import AUDIO_LINEARS, LINEARS, Host, split_address
 from fantasy_core.gate_files import base_fingerprint
-from fantasy_core.preference import Objective
 from train.checkpoint import Checkpoint
 from train.run import command, setting, write_json
 from train.stage import StageSettings, opened
 from train.trainer import Switch, train
+from train.watch import Watch
 
 START = 4  # what the draw of A is for
 
@@ -37,7 +37,6 @@ class ExpertSettings(StageSettings):
     lr: float = setting(1e-5, "of AdamW")
     weight_decay: float = setting(0.0, "of AdamW")
     beta: float = setting(5000.0, "of the mean error, with the 1/2 of Eq. 1")
-    sft_weight: float = setting(0.0, "of the chosen videos' own error")
     masked: bool | None = setting(None, "compare by lip masks (default: for ls)")
 
     @property
@@ -62,10 +61,8 @@ def constant_gate(t_emb: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 
 
 def run(settings: ExpertSettings, dry_run: bool) -> None:
-    objective = Objective(
-        settings.loss, settings.beta, label_smoothing=settings.label_smoothing, sft_weight=settings.sft_weight
-    )
-    data, components, origin = opened(settings, masked=settings.by_lips)
+    objective = settings.objective
+    data, held, components, origin = opened(settings, masked=settings.by_lips)
     if dry_run:
         return
     identity = settings.recorded | origin
@@ -84,7 +81,7 @@ def run(settings: ExpertSettings, dry_run: bool) -> None:
         with attach(host, bank, switch, "stacked"):
             train(
                 settings.plan, data, dit, parameters, optimizer, objective, switch.off,
-                Checkpoint(settings.out, identity), settings.out,
+                Checkpoint(settings.out, identity), settings.out, held_out=held, watch=Watch(objective),
             )  # fmt: skip
         expert = bank.requires_grad_(False).expert(settings.dimension)
         told = {"dimension": settings.dimension, "loss": settings.loss, "beta": settings.beta, "seed": settings.seed}

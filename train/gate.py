@@ -26,11 +26,11 @@ from fantasy_core.gate import FORMS as GATE_FORMS
 from fantasy_core.gate import GRANULARITIES, FusionGate
 from fantasy_core.gate_files import save_gate
 from fantasy_core.mixture import named
-from fantasy_core.preference import Objective
 from train.checkpoint import Checkpoint
 from train.run import command, setting, write_json
 from train.stage import StageSettings, opened
 from train.trainer import Switch, train
+from train.watch import Watch, gate_statistics
 
 REFERENCES, STARTS = ("backbone", "initial-gate"), ("average", "sum")
 
@@ -78,8 +78,8 @@ def initial(switch: Switch, start: FusionGate):
 
 def run(settings: GateSettings, dry_run: bool) -> None:
     files = dict(map(named, settings.expert))
-    objective = Objective(settings.loss, settings.beta, label_smoothing=settings.label_smoothing)
-    data, components, origin = opened(settings, files={f"expert {name}": path for name, path in files.items()})
+    objective = settings.objective
+    data, held, components, origin = opened(settings, files={f"expert {name}": path for name, path in files.items()})
     if dry_run:
         return
     identity = settings.recorded | origin
@@ -96,7 +96,8 @@ def run(settings: GateSettings, dry_run: bool) -> None:
             train(
                 settings.plan, data, dit, list(gate.parameters()), optimizer, objective,
                 switch.off if backbone else lambda: initial(switch, start),
-                Checkpoint(settings.out, identity), settings.out,
+                Checkpoint(settings.out, identity), settings.out, held_out=held, watch=Watch(objective),
+                statistics=lambda: gate_statistics(gate, start, bank.names, settings.sigmas, host.time_embedding),
             )  # fmt: skip
         save_gate(settings.out / "gate.safetensors", gate, hashes=bank.hashes, host=host)
         print(settings.out / "gate.safetensors")

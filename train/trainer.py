@@ -89,8 +89,12 @@ def _unit(group: Sequence[Pair]) -> Unit:
 
 def draw_sigma(seed: int, index: int, distribution: str, shift: float) -> float:
     """One noise level: logit-normal or uniform, then shifted."""
-    normal = draw_noise((1,), seed, SIGMA, index, dtype=torch.float64)
-    sigma = normal.sigmoid() if distribution == "logit-normal" else 0.5 * (1 + torch.erf(normal / math.sqrt(2)))
+    return sigma_of(draw_noise((1,), seed, SIGMA, index, dtype=torch.float64), distribution, shift)
+
+
+def sigma_of(normal: Tensor, distribution: str, shift: float) -> float:
+    """The noise level that stands where `normal` stands among normal numbers."""
+    sigma = normal.sigmoid() if distribution == "logit-normal" else torch.special.ndtr(normal)
     return float(shift_sigma(sigma, shift))
 
 
@@ -157,6 +161,7 @@ class Plan:
     form: str
     clip_norm: float
     save_every: int
+    held_out_every: int
 
 
 def train(
@@ -169,9 +174,14 @@ def train(
     reference: Callable[[], object],
     checkpoint: Checkpoint,
     out: Path,
+    *,
+    held_out: Callable[..., dict] | None = None,
+    statistics: Callable[[], dict] = dict,
+    watch: Callable[[dict], None] | None = None,
 ) -> None:
     """Optimise `parameters` on the pairs, from the checkpoint on. `reference()` is a context in which the model is the
-    reference. A line for every iteration goes to log.jsonl; a loss that is no number stops the run, and the last
+    reference. A line for every iteration goes to log.jsonl, with `statistics()` and every `held_out_every` iterations
+    (and at the end) the held-out pairs; `watch` reads along. A loss that is no number stops the run, and the last
     checkpoint stays.
     """
     first = checkpoint.load(parameters, optimizer)
@@ -197,8 +207,14 @@ def train(
             line = {key: sum(one[key] for one in lines) / len(lines) for key in lines[0]} | {"grad_norm": norm}
             _check_finite(line, iteration, checkpoint)
             optimizer.step()
-            log.write(iteration, line, time.monotonic() - began)
-            if (iteration + 1) % plan.save_every == 0 or iteration + 1 == plan.iterations:
+            seconds, last = time.monotonic() - began, iteration + 1 == plan.iterations
+            line |= statistics()
+            if held_out and plan.held_out_every and ((iteration + 1) % plan.held_out_every == 0 or last):
+                line |= held_out(dit, objective, reference)
+            log.write(iteration, line, seconds)
+            if watch:
+                watch(line)
+            if (iteration + 1) % plan.save_every == 0 or last:
                 checkpoint.save(iteration + 1, parameters, optimizer)
             progress.step(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.2f}")
 
