@@ -19,13 +19,13 @@ from ..fantasy_core.gate import check_gate
 from ..fantasy_core.gate_files import base_warning, load_gate
 from ..fantasy_core.gate_plot import draw_gate
 from ..fantasy_core.manual_gates import manual_gate
+from . import GATES
 from .audio_nodes import CATEGORY, find_file
 from .expert_patch import STRATEGIES, ExpertPatch, embed_times
 from .patcher import native_host
 from .sampling_nodes import schedule_inputs
 
 Experts, Gate = io.Custom("FT2_EXPERTS"), io.Custom("FT2_GATE")
-GATES = "fantasytalking2_gates"  # the key of models/fantasytalking2/gates
 FORMS = {"constant": "constant", "per-step curve": "steps", "per-block ramp": "blocks", "table": "table"}
 
 

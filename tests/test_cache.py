@@ -105,6 +105,17 @@ def test_given_lip_masks_are_projected(world, tmp_path):
     cache.need({"v0", "v1"}, "lips")
 
 
+def test_an_empty_mask_is_no_mask_and_is_told(world, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    for seed in range(4):
+        mask = torch.zeros(FRAMES, 64, 64)
+        mask[:, 32:40, 24:40] = float(seed != 2)
+        save_tensors(tmp_path / "masks" / f"v{seed}.safetensors", {"mask": mask})
+    assert stage.main(arguments(world, tmp_path / "c", "--masks", f"{tmp_path}/masks")) == 0
+    assert "no lip mask for v2: the given mask is empty" in capsys.readouterr().out
+    assert ["lips" in Cache(tmp_path / "c")[f"v{seed}"] for seed in range(4)] == [True, True, False, True]
+
+
 def test_a_killed_cache_goes_on(world, tmp_path):
     """SIGKILL after the first shard: what the index names is sound, and the next run makes the rest, equal to a run
     that was left alone."""

@@ -56,11 +56,12 @@ def test_every_input_has_its_real_clip_and_its_variants(chain):
 
 
 def test_the_lip_mask_is_where_the_mouth_is():
-    """Of a drawn person looking ahead: a tenth of the picture at most, in its lower middle; it moves with the head."""
+    """Of a drawn person looking ahead: about a tenth of the picture (0.105), in its lower middle; it moves with the
+    head."""
     clip = draw_clip(5, 0, 9)
     still = torch.tensor([[0.0, 0.0, 0.3, 0.5, 1.0]])
     mask, moved = (mouth_mask(clip.identity[None], still + torch.tensor([x, 0, 0, 0, 0])) for x in (0.0, 0.12))
-    assert 0.005 < mask.mean() < 0.15
+    assert 0.05 < mask.mean() < 0.12
     places = [torch.nonzero(m[0]).float().mean(0) for m in (mask, moved)]
     assert 32 < places[0][0] < 60 and 20 < places[0][1] < 44 and (places[1] - places[0])[1].abs() > 1
 

@@ -199,6 +199,9 @@ def test_two_folders_are_pairs(tmp_path):
     command = ["--folders", str(tmp_path / "own"), "--out", str(tmp_path / "pairs")]
     assert stage.main(command) == 0
     assert [row["chosen"] for row in rows_of(tmp_path / "pairs", "full")] == ["chosen/a.mp4", "chosen/b.mp4"]
+    rows = [json.loads(line) for line in (tmp_path / "pairs" / "videos.jsonl").read_text().splitlines()]
+    assert [row["video"] for row in rows[:2]] == ["chosen/a.mp4", "rejected/a.mp4"]
+    assert all((tmp_path / "pairs" / row["path"]).is_file() for row in rows) and rows[2]["input"] == "b"
     (tmp_path / "own" / "chosen" / "c.mp4").touch()
     assert stage.main(command) == 2
 

@@ -25,8 +25,6 @@ from train import cache as cache_stage
 from train import expert as expert_stage
 from train import gate as gate_stage
 from train.run import write_rows
-from train.shards import Cache
-from train.trainer import PairData
 
 VIDEOS = 4
 
@@ -233,6 +231,12 @@ def test_what_does_not_fit_is_answered_before_training(data, experts, tmp_path, 
         ([*out, "--cache", str(tmp_path), "--pairs", f"{data}/pairs_mn.jsonl"], "no cache"),
         ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--beta", "-1"], "no such preference loss"),
         ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--loss", "ppo"], "dpo, ipo, simpo, hinge"),
+        ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--anchor-weight", "-1"], "make no sense"),
+        ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--batch", "0"], "int, 1 or more"),
+        ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--rank", "0"], "int, 1 or more"),
+        ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--save-every", "0"], "int, 1 or more"),
+        ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--held-out-every", "-1"], "int, 0 or more"),
+        ([*out, *cache, "--pairs", f"{data}/pairs_mn.jsonl", "--lr", "nan"], "float, 0 or more"),
     ):
         assert expert_stage.main([*arguments, "--dry-run"]) == 2, word
         assert word in capsys.readouterr().err
@@ -240,8 +244,21 @@ def test_what_does_not_fit_is_answered_before_training(data, experts, tmp_path, 
 
 
 def test_another_run_in_the_folder_is_refused(data, alone, capsys):
-    assert expert_stage.main(expert_arguments(data, alone, lr=2e-3)) == 2
-    assert "another run" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert expert_stage.main([*expert_arguments(data, alone, lr=2e-3), *more]) == 2
+        assert "another run" in capsys.readouterr().err
+
+
+def test_a_dry_run_finds_experts_that_do_not_fit(data, experts, tmp_path, capsys):
+    """An expert that is not there, and one of a base with 12 blocks (the miniature has fewer)."""
+    wide = {"diffusion_model.blocks.11.self_attn.q.lora_A.weight": torch.ones(2, 96)}
+    wide["diffusion_model.blocks.11.self_attn.q.lora_B.weight"] = torch.ones(96, 2)
+    save_tensors(tmp_path / "wide.safetensors", wide)
+    for name, word in (("nowhere.safetensors", "not found"), ("wide.safetensors", "lacks")):
+        arguments = gate_arguments(data, tmp_path / "gate", experts)
+        arguments[arguments.index("--expert") + 1] = f"one={tmp_path}/{name}"
+        assert gate_stage.main([*arguments, "--dry-run"]) == 2
+        assert word in capsys.readouterr().err and not (tmp_path / "gate").exists()
 
 
 def test_a_run_that_goes_astray_keeps_its_last_state(data, tmp_path, capsys):
@@ -252,10 +269,3 @@ def test_a_run_that_goes_astray_keeps_its_last_state(data, tmp_path, capsys):
     assert "went astray" in capsys.readouterr().err
     assert open_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors").metadata["iteration"]
     assert not (tmp_path / "run" / "ls.safetensors").exists()
-
-
-def test_every_epoch_has_all_pairs_in_an_order_of_its_own(data):
-    found = PairData(data / "pairs_mn.jsonl", Cache(data / "cache"))
-    epochs = [tuple(found.at(2 * epoch + i, seed=3).videos for i in range(2)) for epoch in range(12)]
-    assert {frozenset(epoch) for epoch in epochs} == {frozenset({("v0", "v1"), ("v2", "v3")})}
-    assert len(set(epochs)) == 2

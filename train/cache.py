@@ -42,10 +42,10 @@ class CacheSettings:
     wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
     device: str = setting("cpu", "cpu, cuda, ...")
     dtype: str = setting("fp32", "of what is stored", choices=tuple(DTYPES))
-    fps: float = setting(23.0, "of all videos")
+    fps: float = setting(23.0, "of all videos", least=1.0)
     task: Path | None = setting(None, "mediapipe's face_landmarker.task: makes lip masks")
     masks: Path | None = setting(None, "instead: a folder with NAME.safetensors for every video")
-    shard_bytes: int = setting(SHARD_BYTES, "size of a shard")
+    shard_bytes: int = setting(SHARD_BYTES, "size of a shard", least=1)
     verify: bool = setting(False, "check the hashes of a cache that is there")
 
 
@@ -112,8 +112,8 @@ def encode(components: Components, frames: Tensor, voice: Tensor, text: Tensor, 
 def lip_latents(frames: Tensor, source: Source, settings: CacheSettings, detectors) -> tuple[Tensor | None, str | None]:
     """The lip mask on the latent grid [F, h, w], or None and why there is none."""
     if settings.masks is not None:
-        mask = open_tensors(settings.masks / f"{source.video}.safetensors").entries["mask"].read()
-        return lips.project(mask[: len(frames)]), None
+        mask = open_tensors(settings.masks / f"{source.video}.safetensors").entries["mask"].read()[: len(frames)]
+        return (lips.project(mask), None) if mask.any() else (None, "the given mask is empty")
     if detectors is None:
         return None, None
     pixels = (frames * 255).round().byte().movedim(1, -1).numpy()
@@ -146,7 +146,7 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
             dropped |= {} if reason is None else {source.video: reason}
             stored = {n: t.cpu() if n == "lengths" else t.to("cpu", dtype) for n, t in encoded.items()}
             entry = {"sha256": hashes[source.video], "input": source.input, "frames": len(frames)}
-            writer.add(source.video, stored, {**entry, "names": sorted(stored), "lips": reason})
+            writer.add(source.video, stored, entry | {"lips": reason})
             progress.step(source.video)
         writer.finish()
     for video, reason in dropped.items():

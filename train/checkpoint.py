@@ -31,19 +31,23 @@ class Checkpoint:
             tensors |= {f"{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
         save_tensors(self.file, tensors, {"iteration": str(iteration), "run": self.hash})
 
-    def load(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
-        """Fill parameters and optimizer; the iteration to go on with, 0 without a checkpoint. Raises UserError for the
-        checkpoint of another run."""
-        if not self.file.is_file():
-            return 0
-        held = open_tensors(self.file)
-        if held.metadata.get("run") != self.hash:
+    def check(self) -> None:
+        """Raise UserError when there is a checkpoint of another run."""
+        if self.file.is_file() and open_tensors(self.file).metadata.get("run") != self.hash:
             raise UserError(
                 f"{self.file.parent} belongs to another run",
                 got="a checkpoint that was made with other settings or data",
                 expected="the settings and the data of this run: " + ", ".join(map(str, self.identity)),
                 do="give the settings in that folder's config.json, or train into another folder",
             )
+
+    def load(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
+        """Fill parameters and optimizer; the iteration to go on with, 0 without a checkpoint. Raises UserError for the
+        checkpoint of another run."""
+        if not self.file.is_file():
+            return 0
+        self.check()
+        held = open_tensors(self.file)
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
                 parameter.copy_(held.entries[f"{i}.value"].read().to(parameter))

@@ -19,12 +19,11 @@ from fantasy_core.experts import Expert, ExpertBank, LowRank, save_expert
 from fantasy_core.flow import draw_noise
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.fusion.hosts import AUDIO_LINEARS, LINEARS, Host, split_address
+from fantasy_core.gate import Beside
 from fantasy_core.gate_files import base_fingerprint
-from train.checkpoint import Checkpoint
-from train.run import command, setting, write_json
-from train.stage import StageSettings, opened
-from train.trainer import Switch, train
-from train.watch import Watch
+from train.run import command, setting
+from train.stage import Stage, StageSettings
+from train.trainer import Switch
 
 START = 4  # what the draw of A is for
 
@@ -32,10 +31,10 @@ START = 4  # what the draw of A is for
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings(StageSettings):
     dimension: str = setting(help="what the pairs prefer", choices=ALL_DIMENSIONS)
-    rank: int = setting(128, "of the LoRA")
+    rank: int = setting(128, "of the LoRA", least=1)
     audio_linears: bool = setting(True, "also keys and values of the audio attention (the paper's 14 linears)")
-    lr: float = setting(1e-5, "of AdamW")
-    weight_decay: float = setting(0.0, "of AdamW")
+    lr: float = setting(1e-5, "of AdamW", least=0)
+    weight_decay: float = setting(0.0, "of AdamW", least=0)
     beta: float = setting(5000.0, "of the mean error, with the 1/2 of Eq. 1")
     masked: bool | None = setting(None, "compare by lip masks (default: for ls)")
 
@@ -45,49 +44,32 @@ class ExpertSettings(StageSettings):
 
 
 def fresh_expert(host: Host, settings: ExpertSettings) -> Expert:
-    """A at random (uniform, as peft starts it), B zero: the policy begins as the reference, exactly."""
+    """A at random (uniform in +-1/sqrt(in), as peft starts it), B zero: the policy begins as the reference, exactly."""
     names, pairs = LINEARS + (AUDIO_LINEARS if settings.audio_linears else ()), {}
     for number, (address, (size_in, size_out)) in enumerate(host.shapes().items()):
         if split_address(address)[1] in names:
-            uniform = 0.5 * (1 + torch.erf(draw_noise((settings.rank, size_in), settings.seed, START, number) / 2**0.5))
-            A = (2 * uniform - 1) * (3 / size_in) ** 0.5 / 3**0.5  # kaiming_uniform with a = sqrt(5): +-1/sqrt(in)
-            pairs[address] = LowRank(A, torch.zeros(size_out, settings.rank))
+            uniform = torch.special.ndtr(draw_noise((settings.rank, size_in), settings.seed, START, number))
+            pairs[address] = LowRank((2 * uniform - 1) / size_in**0.5, torch.zeros(size_out, settings.rank))
     return Expert(settings.dimension, pairs)
 
 
-def constant_gate(t_emb: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """The expert alone, at weight 1."""
-    return torch.ones(len(timestep), 1, 1, 1, device=timestep.device)
-
-
 def run(settings: ExpertSettings, dry_run: bool) -> None:
-    objective = settings.objective
-    data, held, components, origin = opened(settings, masked=settings.by_lips)
+    stage = Stage(settings, masked=settings.by_lips)
     if dry_run:
         return
-    identity = settings.recorded | origin
-    write_json(settings.out / "config.json", identity)
-    with components.dit() as dit:
-        dit.requires_grad_(False).checkpointing = settings.checkpointing
-        host = host_of(dit)
-        bank = ExpertBank.stack([fresh_expert(host, settings)], host).to(components.device).requires_grad_()
+    with stage.dit() as dit:
+        host, name = host_of(dit), settings.dimension
+        bank = ExpertBank.stack([fresh_expert(host, settings)], host).to(stage.components.device).requires_grad_()
         parameters = list(bank.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        switch = Switch(
-            lambda t_emb, times: constant_gate(t_emb, times).expand(-1, host.num_blocks, -1, -1),
-            bank.names,
-            host.num_blocks,
-        )
+        alone = Beside(None, {name: 1.0}, host.num_blocks).to(stage.components.device)
+        switch = Switch(alone, bank.names, host.num_blocks)
         with attach(host, bank, switch, "stacked"):
-            train(
-                settings.plan, data, dit, parameters, optimizer, objective, switch.off,
-                Checkpoint(settings.out, identity), settings.out, held_out=held, watch=Watch(objective),
-            )  # fmt: skip
-        expert = bank.requires_grad_(False).expert(settings.dimension)
-        told = {"dimension": settings.dimension, "loss": settings.loss, "beta": settings.beta, "seed": settings.seed}
-        told |= {"reduction": "mean", "mask": "lips" if settings.by_lips else "none", "pairs": origin["pairs"]}
+            stage.train(dit, parameters, optimizer, switch.off)
+        told = {"dimension": name, "loss": settings.loss, "beta": settings.beta, "seed": settings.seed}
+        told |= {"reduction": "mean", "mask": "lips" if settings.by_lips else "none", "pairs": stage.origin["pairs"]}
         told |= {"iterations": settings.iterations, "base": base_fingerprint(host)}
-        path = settings.out / f"{settings.dimension}.safetensors"
+        path, expert = settings.out / f"{name}.safetensors", bank.requires_grad_(False).expert(name)
         save_expert(path, expert, {f"tlpo.{key}": str(value) for key, value in told.items()})
         print(path)
 

@@ -19,18 +19,16 @@ from dataclasses import dataclass
 
 import torch
 
-from fantasy_core.experts import ExpertBank
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.fusion.coefficients import ORDER
 from fantasy_core.gate import FORMS as GATE_FORMS
 from fantasy_core.gate import GRANULARITIES, FusionGate
 from fantasy_core.gate_files import save_gate
 from fantasy_core.mixture import named
-from train.checkpoint import Checkpoint
-from train.run import command, setting, write_json
-from train.stage import StageSettings, opened
-from train.trainer import Switch, train
-from train.watch import Watch, gate_statistics
+from train.run import command, setting
+from train.stage import Stage, StageSettings
+from train.trainer import Switch
+from train.watch import gate_statistics
 
 REFERENCES, STARTS = ("backbone", "initial-gate"), ("average", "sum")
 
@@ -43,8 +41,8 @@ class GateSettings(StageSettings):
     gate_form: str = setting("softmax", "softmax is the paper's", choices=GATE_FORMS)
     start: str = setting("average", "weights to begin with: 1/E each, or 1 each", choices=STARTS)
     reference: str = setting("backbone", "what the margin is measured from", choices=REFERENCES)
-    lr: float = setting(1e-6, "of AdamW, for W")
-    bias_lr: float | None = setting(None, "for b (default: as for W)")
+    lr: float = setting(1e-6, "of AdamW, for W", least=0)
+    bias_lr: float | None = setting(None, "for b (default: as for W)", least=0)
     beta: float = setting(1000.0, "of the mean error, with the 1/2 of Eq. 1")
 
 
@@ -77,28 +75,21 @@ def initial(switch: Switch, start: FusionGate):
 
 
 def run(settings: GateSettings, dry_run: bool) -> None:
-    files = dict(map(named, settings.expert))
-    objective = settings.objective
-    data, held, components, origin = opened(settings, files={f"expert {name}": path for name, path in files.items()})
+    stage = Stage(settings, experts=dict(map(named, settings.expert)))
     if dry_run:
         return
-    identity = settings.recorded | origin
-    write_json(settings.out / "config.json", identity)
-    with components.dit() as dit:
-        dit.requires_grad_(False).checkpointing = settings.checkpointing
-        host = host_of(dit)
-        bank = ExpertBank.load(files, host).place(components.device)
-        gate = fresh_gate(settings, host.num_blocks, host.dim, bank.names).to(components.device)
+    with stage.dit() as dit:
+        host, bank = host_of(dit), stage.experts.place(stage.components.device)
+        gate = fresh_gate(settings, host.num_blocks, host.dim, bank.names).to(stage.components.device)
         start, switch = copy.deepcopy(gate).requires_grad_(False), Switch(gate, bank.names, host.num_blocks)
         optimizer = torch.optim.AdamW(parameter_groups(gate, settings), weight_decay=0.0)
-        backbone = settings.reference == "backbone"
+        reference = switch.off if settings.reference == "backbone" else lambda: initial(switch, start)
+
+        def statistics() -> dict:
+            return gate_statistics(gate, start, bank.names, settings.sigmas, host.time_embedding)
+
         with attach(host, bank, switch, "stacked"):
-            train(
-                settings.plan, data, dit, list(gate.parameters()), optimizer, objective,
-                switch.off if backbone else lambda: initial(switch, start),
-                Checkpoint(settings.out, identity), settings.out, held_out=held, watch=Watch(objective),
-                statistics=lambda: gate_statistics(gate, start, bank.names, settings.sigmas, host.time_embedding),
-            )  # fmt: skip
+            stage.train(dit, list(gate.parameters()), optimizer, reference, statistics)
         save_gate(settings.out / "gate.safetensors", gate, hashes=bank.hashes, host=host)
         print(settings.out / "gate.safetensors")
 

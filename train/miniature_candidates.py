@@ -96,6 +96,7 @@ def piece(folder: Path, clips: list[Clip], first: int, seed: int) -> list[tuple[
         for i, clip in enumerate(clips):
             scores = {dimension: float(told[dimension][i]) for dimension in DIMENSIONS}
             found.append((first + i, variant, scores, encoded(components, clip, latents[i], told["pose"][i])))
+    # clones, for a view would take the whole batch along to the other process
     return [(i, v, s, {name: tensor.clone() for name, tensor in held.items()}) for i, v, s, held in found]
 
 
@@ -114,7 +115,7 @@ def make_candidates(folder: Path, out: Path, *, count: int, frames: int, seed: i
                 rows.append(Row(name, f"{number:05d}", source, variant, frames))
                 scores[name] = told
                 digest = hashlib.sha256(tensors["latents"].numpy().tobytes()).hexdigest()
-                entry = {"sha256": digest, "input": rows[-1].input, "frames": frames, "names": sorted(tensors)}
+                entry = {"sha256": digest, "input": rows[-1].input, "frames": frames}
                 writer.add(name, tensors, entry)
     writer.finish()
     write_rows(out / "videos.jsonl", rows)

@@ -4,15 +4,17 @@
     python -m train.pairs --folders my_videos --out pairs        # my_videos/chosen and my_videos/rejected, equal names
 
 Writes pairs_mn.jsonl, pairs_ls.jsonl, pairs_vq.jsonl and pairs_full.jsonl (chosen, rejected, input, dimension, margin,
-split), and pairs.json: the rules, the yield, and the hashes of what they were made from. Only videos of one input are
-compared. `--full real` sets real clips against what was generated from them (the paper), `mined` takes candidates that
-are better in all three dimensions, `both` takes both.
+split), and pairs.json: the rules, the yield, and the hashes of what they were made from. Two folders give
+pairs_full.jsonl and the videos.jsonl that train.cache asks for. Only videos of one input are compared. `--full real`
+sets real clips against what was generated from them (the paper), `mined` takes candidates that are better in all three
+dimensions, `both` takes both.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,7 @@ class PairSettings:
     count_ls: int | None = setting(None, "so many of lip sync")
     count_vq: int | None = setting(None, "so many of visual quality")
     signs: bool = setting(True, "the critic says Yes of the chosen and No of the rejected")
-    cap: int = setting(0, "most pairs of a video in a dimension, 0 = any number")
+    cap: int = setting(0, "most pairs of a video in a dimension, 0 = any number", least=0)
     full: str = setting("real", "what the gate learns from", choices=("real", "mined", "both"))
     check_real: bool = setting(True, "leave out real clips that the critic does not prefer in all dimensions")
     own: str = setting("fantasytalking", "source of the model that will be trained, for the report")
@@ -63,6 +65,17 @@ class Score:
     z_mn: float | None = None
     z_ls: float | None = None
     z_vq: float | None = None
+
+
+@dataclass(frozen=True)
+class FolderVideo:
+    """A row for train.cache; `path` is relative to the file."""
+
+    video: str
+    input: str
+    path: str
+    source: str = "own"
+    split: str = "train"
 
 
 def candidates(videos: Path, scores: Path) -> list[Candidate]:
@@ -120,6 +133,13 @@ def folder_pairs(folder: Path) -> list[Pair]:
     return [Pair(f"chosen/{name}", f"rejected/{name}", Path(name).stem, "full", 0.0, "train") for name in ordered]
 
 
+def folder_videos(folder: Path, pairs: list[Pair], out: Path) -> list[FolderVideo]:
+    """Rows of a videos.jsonl in `out` for the videos of `folder_pairs`."""
+    from_out = Path(os.path.relpath(folder.resolve(), out.resolve()))
+    names = [(name, pair.input) for pair in pairs for name in (pair.chosen, pair.rejected)]
+    return [FolderVideo(name, pair_input, (from_out / name).as_posix()) for name, pair_input in names]
+
+
 def run(settings: PairSettings, dry_run: bool) -> None:
     if settings.folders is not None:
         pairs, facts, files = {"full": folder_pairs(settings.folders)}, {"folders": str(settings.folders)}, {}
@@ -141,6 +161,8 @@ def run(settings: PairSettings, dry_run: bool) -> None:
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
         return
+    if settings.folders is not None:
+        write_rows(settings.out / "videos.jsonl", folder_videos(settings.folders, pairs["full"], settings.out))
     for dimension, rows in pairs.items():
         write_rows(settings.out / f"pairs_{dimension}.jsonl", rows)
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}

@@ -18,14 +18,21 @@ from typing import Any, TypeVar
 
 from fantasy_core.errors import UserError, report, some
 from fantasy_core.manifest import sha256
+from fantasy_core.media import check_file
 from fantasy_core.media.files import replacing
 
 Settings = TypeVar("Settings")
 
 
-def setting(default: Any = dataclasses.MISSING, help: str = "", choices: tuple[str, ...] | None = None) -> Any:
-    """A field of a stage's settings with its line of --help; without a default it must be given."""
-    told = {"metadata": {"help": help, "choices": choices}}
+def setting(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+) -> Any:
+    """A field of a stage's settings with its line of --help; without a default it must be given. Text is one of
+    `choices`, a number `least` or more."""
+    told = {"metadata": {"help": help, "choices": choices, "least": least}}
     return dataclasses.field(**told) if default is dataclasses.MISSING else dataclasses.field(default=default, **told)
 
 
@@ -92,7 +99,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _value(name: str, given: Any, hint: Any, field: dataclasses.Field, *, from_text: bool) -> Any:
     """A value of the field's type. Raises UserError for one that is none."""
-    choices = field.metadata.get("choices")
+    choices, least = field.metadata.get("choices"), field.metadata.get("least")
     if _optional(hint):
         if given in ("", "none"):
             return None
@@ -101,16 +108,23 @@ def _value(name: str, given: Any, hint: Any, field: dataclasses.Field, *, from_t
         return tuple(given)
     try:
         value = _converted(given, hint, from_text)
-        if choices and value not in choices:
+        if (choices and value not in choices) or (least is not None and not value >= least):  # nan is not
             raise ValueError
         return value
     except (ValueError, KeyError):
         raise UserError(
             f"the setting {name} has a wrong value",
             got=repr(given),
-            expected=", ".join(choices) if choices else "a path" if hint is Path else getattr(hint, "__name__", hint),
+            expected=_wanted(hint, choices, least),
             do=f"correct --{name.replace('_', '-')} or the line in --config",
         ) from None
+
+
+def _wanted(hint: Any, choices: tuple[str, ...] | None, least: float | None) -> str:
+    if choices:
+        return ", ".join(choices)
+    kind = "a path" if hint is Path else getattr(hint, "__name__", str(hint))
+    return kind if least is None else f"{kind}, {least:g} or more"
 
 
 def _converted(given: Any, kind: type, from_text: bool) -> Any:
@@ -180,5 +194,5 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def made_from(files: Mapping[str, Path]) -> dict[str, str]:
-    """The hash of every file that a result was made from, by what it is."""
-    return {name: sha256(path) for name, path in files.items()}
+    """The hash of every file that a result was made from, by what it is. Raises UserError for one that is not there."""
+    return {name: sha256(check_file(path, name)) for name, path in files.items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fantasy_core.errors import UserError, some
 from fantasy_core.weights import TensorSet, open_tensors, save_tensors, tensors_hash
+from fantasy_core.weights.files import Lazy
 from train.run import write_json
 
 SHARD_BYTES = 10**9
@@ -56,7 +57,8 @@ class ShardWriter:
         parts = {f"{video}/{name}": t for video, (held, _) in self.waiting.items() for name, t in held.items()}
         save_tensors(self.folder / shard_name(number), parts)
         for video, (tensors, entry) in self.waiting.items():
-            self.index["videos"][video] = {**entry, "shard": number, "hash": tensors_hash(tensors)}
+            told = {"shard": number, "names": sorted(tensors), "hash": tensors_hash(tensors)}
+            self.index["videos"][video] = entry | told
         write_json(self.folder / INDEX, self.index)
         self.waiting, self.bytes = {}, 0
 
@@ -80,12 +82,17 @@ class Cache:
         return video in self.videos
 
     def __getitem__(self, video: str) -> Encoded:
+        return {name: self._lazy(video, name).read() for name in self.videos[video]["names"]}
+
+    def size(self, video: str) -> tuple[int, ...]:
+        """(F, h, w) of its latents, without reading them."""
+        return tuple(self._lazy(video, "latents").shape[1:])
+
+    def _lazy(self, video: str, name: str) -> Lazy:
         number = self.videos[video]["shard"]
         if number not in self.shards:
             self.shards[number] = open_tensors(self.folder / shard_name(number))
-        prefix = f"{video}/"
-        entries = self.shards[number].entries
-        return {name.removeprefix(prefix): lazy.read() for name, lazy in entries.items() if name.startswith(prefix)}
+        return self.shards[number].entries[f"{video}/{name}"]
 
     def need(self, videos: set[str], *names: str) -> None:
         """Raise UserError unless all these videos are there with tensors of these names."""

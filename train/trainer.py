@@ -52,6 +52,8 @@ class PairData:
                 do="make pairs of training videos with train.pairs",
             )
         self.cache, self.masked = cache, masked
+        if masked:
+            rows = _with_lips(rows, cache)
         needed = ("latents", "image", "audio", "text") + (("lips",) if masked else ())
         cache.need({name for pair in rows for name in (pair.chosen, pair.rejected)}, *needed)
         groups: dict[object, list[Pair]] = {}
@@ -70,16 +72,32 @@ class PairData:
         return self.units[int(order[place])]
 
     def _check_sizes(self) -> None:
-        frames = {v: self.cache.videos[v]["frames"] for unit in self.units for v in unit.videos}
-        mixed = [unit for unit in self.units if len({frames[video] for video in unit.videos}) > 1]
+        sizes = {video: self.cache.size(video) for unit in self.units for video in unit.videos}
+        mixed = [unit for unit in self.units if len({sizes[video] for video in unit.videos}) > 1]
         if mixed:
-            video = mixed[0].videos
+            told = (f"{name} {' x '.join(map(str, sizes[name]))}" for name in mixed[0].videos)
             raise UserError(
-                "some pairs have videos of different lengths, which cannot share one noise",
-                got=f"{len(mixed)} of them: {some(f'{name} {frames[name]} frames' for name in video)}",
-                expected="equal lengths and sizes of the videos of an input",
-                do="cut the videos to one length before train.cache",
+                "some pairs have videos of different sizes, which cannot share one noise",
+                got=f"{len(mixed)} of them: latents {some(told)}",
+                expected="equal lengths, heights and widths of the videos of an input",
+                do="cut and scale the videos to one size before train.cache",
             )
+
+
+def _with_lips(rows: list[Pair], cache: Cache) -> list[Pair]:
+    """Pairs less those with a video whose lips train.cache could not follow, which it has told; told here again."""
+    lost = {name for name, entry in cache.videos.items() if entry.get("lips")}
+    kept = [pair for pair in rows if not {pair.chosen, pair.rejected} & lost]
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept)} of {len(rows)} pairs are left out: a video without a lip mask")
+    if not kept:
+        raise UserError(
+            "no pair has lip masks of both videos",
+            got=f"{len(rows)} pairs, each with a video whose lips could not be followed",
+            expected="at least one pair with masks",
+            do="give masks of your own to train.cache (--masks), or train without them (--masked false)",
+        )
+    return kept
 
 
 def _unit(group: Sequence[Pair]) -> Unit:
