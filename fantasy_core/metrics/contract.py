@@ -1,0 +1,68 @@
+"""What a metric is: a function of a decoded video, and what it says of itself.
+
+Metrics of one video give numbers; metrics of a set (FID, FVD) give features of each video, from which a distance to a
+reference set is taken. A number that cannot be said is None, with a reason beside it: never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+Values = Mapping[str, float | None]  # column -> number
+
+
+@dataclass(frozen=True)
+class Video:
+    """A decoded video: frames uint8 [T, H, W, 3] upright, each shown from times [T] (seconds) on; the sound float32 [n]
+    mono at 16 kHz from the first frame on, None where there is none."""
+
+    path: Path
+    frames: np.ndarray
+    times: np.ndarray
+    sound: np.ndarray | None = None
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, over the whole video; 0 for a single frame."""
+        return (len(self.times) - 1) / float(self.times[-1]) if len(self.times) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric says of a video: numbers by column, why those that are None cannot be said, and for a metric of
+    sets the features [n, d] of the video."""
+
+    values: Values = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    features: np.ndarray | None = None
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """name: how --metrics calls it. columns: what it measures, with `better` +1 (higher is better), -1 or 0 (neither).
+    settings: all that its numbers depend on (backend, sampling, sizes, hashes of weights): two numbers with other
+    settings are never compared. verified: whether it has met its real weights."""
+
+    name: str
+    columns: tuple[str, ...]
+    better: Mapping[str, int]
+    settings: Mapping[str, object]
+    verified: bool
+
+    def measure(self, video: Video) -> Measured:
+        """Raises UserError for a video that cannot be measured at all."""
+        ...
+
+
+@runtime_checkable
+class SetMetric(Metric, Protocol):
+    """A metric of a set of videos against a reference set."""
+
+    def compare(self, features: np.ndarray, reference: np.ndarray) -> Measured:
+        """The columns from all features [n, d] of a method and of the reference set."""
+        ...
