@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import comfy.model_management
 import comfy.ops
@@ -169,7 +170,7 @@ class ExpertPatch:
 
     def layer(self, address: str, module: nn.Module, weighing: Weighing):
         """y = W x + sum_i w_i B_i A_i x (Eq. 4) of one linear."""
-        factors: Factors = self.factors[address.replace(".", "/")]
+        factors = cast(Factors, self.factors[address.replace(".", "/")])
 
         def call_with_experts(call, x: Tensor, *args, **kwargs) -> Tensor:
             c = weighing.at(address, x)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_server import ROOT, Server, stood_in, write_stand_ins
+from comfy_server import ROOT, Server, of_miniature, stood_in, write_stand_ins
 from comfyui import need_comfyui
 from safetensors.torch import load_file
 from sounds import whole
@@ -61,6 +61,31 @@ def test_a_workflow_opens_converts_and_runs(server, name, tmp_path):
     expected = FRAMES.get(name, 17)
     assert len(frames) == expected and frames.std() > 0.01
     assert sound.shape[1] / rate == pytest.approx(expected / 23, abs=0.1) and abs(sound).max() > 0.1
+
+
+def test_the_best_take_is_the_one_that_is_saved(server):
+    """Four takes of the miniature, each saved beside the best: the best is the take that the ranking names; then the
+    best by motion alone."""
+    prompt = of_miniature(graph("best_of_four_takes"))
+    kinds = {node["class_type"]: key for key, node in prompt.items()}
+    rank, save = prompt[kinds["FT2TalkingCriticRank"]]["inputs"], prompt[kinds["SaveVideo"]]["inputs"]
+    for take in range(4):
+        told = {**save, "video": rank[f"takes.take{take}"], "filename_prefix": f"take{take}"}
+        prompt[f"take{take}"] = {"class_type": "SaveVideo", "inputs": told}
+    history = server.run(prompt)
+    assert history["error"] is None, history["error"]
+    ranking = json.loads(history["outputs"][kinds["PreviewAny"]]["text"][0])
+    videos = {path.name.partition("_0")[0]: frames_of(path) for path in server.videos(history)}
+    assert sorted(row["take"] for row in ranking["takes"]) == [0, 1, 2, 3] and len(videos) == 5
+    same = [torch.equal(videos["best_of_four_takes"], videos[f"take{take}"]) for take in range(4)]
+    assert same == [take == ranking["best"] for take in range(4)]
+
+    rank["lip_sync_weight"] = rank["visual_quality_weight"] = 0.0
+    rank["rule"] = "Pareto first"
+    history = server.run(prompt)
+    assert history["error"] is None, history["error"]
+    first, *_ = json.loads(history["outputs"][kinds["PreviewAny"]]["text"][0])["takes"]
+    assert first["z"]["mn"] == max(row["z"]["mn"] for row in ranking["takes"]) and "ls" not in first["z"]
 
 
 def test_run_is_pressed_on_the_page(server):

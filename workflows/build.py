@@ -40,6 +40,7 @@ COLUMNS = (  # where a node stands, by type
     ("FT2ApplyFantasyTalkingAudio", "WanContextWindowsManual", "FT2ApplyGatedExperts", "FT2GatePlot"),
     ("FT2TLPOSampler", "VAEDecode", "VAEDecodeTiled", "ImageScaleBy", "PreviewImage"),
     ("ImageFromBatch", "ImageBatch", "CreateVideo", "SaveVideo"),
+    ("FT2TalkingCriticLoader", "FT2TalkingCriticRank"),
 )  # fmt: skip
 SIZES = {
     "LoadImage": (320, 380), "LoadAudio": (320, 140), "CLIPTextEncode": (320, 140), "SaveVideo": (420, 480),
@@ -54,12 +55,16 @@ FILES = """**Model files** (ComfyUI offers the download of those it can; put the
 - `model_patches/fantasytalking_fp16.safetensors` (Kijai/WanVideo_comfy; it may stay in `diffusion_models`)
 - `audio_encoders/wav2vec2-base-960h.safetensors`: `model.safetensors` of facebook/wav2vec2-base-960h, renamed.
   The *large* encoder of Wan2.2-S2V does not fit."""
+TAKES = ("best_of_four_takes",)  # each take a row: what comes behind the sampler has columns of its own
+BEHIND_TAKES = {"VAEDecode": 6, "PreviewAny": 8, "SaveVideo": 8}
+TAKE_SIZES = {"CreateVideo": (320, 210), "PreviewAny": (420, 480)}  # together with VAEDecode as high as a sampler
 TWO_CLIPS = ("continue_from_the_last_frame",)  # the second half stands right of the first
 
 
 def columns(graph: dict, name: str) -> list[list[int]]:
     """Ids of the nodes, column by column."""
     place = {kind: i for i, column in enumerate(COLUMNS) for kind in column}
+    place |= BEHIND_TAKES if name in TAKES else {}
     found: dict[int, list[int]] = {}
     seconds = 0
     for key, node in graph.items():
@@ -89,6 +94,8 @@ def build(url: str, name: str) -> None:
     unet = next((node["inputs"]["unet_name"] for node in graph.values() if node["class_type"] == "UNETLoader"), "")
     text = text.strip().replace("{files}", FILES.replace("UNET", unet))
     note = {"title": title, "text": text, "columns": columns(graph, name), "models": models(graph), "sizes": SIZES}
+    note["sizes"] = {**SIZES, **(TAKE_SIZES if name in TAKES else {})}
+    bottom = 0.8 if name in TAKES else 0.625  # the graph lies at the top
     note["height"] = 320 if name == "miniature" else 680
     with tempfile.TemporaryDirectory() as folder:
         told, shot = Path(folder, "note.json"), Path(folder, "shot.png")
@@ -107,7 +114,7 @@ def build(url: str, name: str) -> None:
         ]
         subprocess.run([*command, "--shot", shot], check=True)
         picture = Image.open(shot).convert("RGB")
-        picture = picture.crop((90, 75, picture.width, picture.height * 5 // 8))  # the graph lies at the top
+        picture = picture.crop((90, 75, picture.width, int(picture.height * bottom)))
         picture.resize((960, 960 * picture.height // picture.width)).save(HERE / f"{name}.jpg", quality=85)
 
 

@@ -1,0 +1,179 @@
+"""Talking-Critic: z = logit(Yes) - logit(No) of each dimension's question, score = sigmoid(z) (paper, 3.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..manifest import sha256
+from ..pair_rules import DIMENSIONS
+from .asked import Questions, Views, read_questions, read_views
+from .front_end import FrontEnd
+from .shown import Shown
+from .thinker import answer_logits, answers_to_all, fingerprint, load_adapter, load_thinker, load_tokenizer
+
+ADAPTER = "adapter_model.safetensors"
+ABOUT = "critic.json"  # beside an adapter: what it was asked and shown in training
+NEEDS_SOUND = ("ls",)
+LEAST_MASS = 0.5  # of all probability on Yes and No; a critic below it does not answer the question
+
+
+@dataclass(frozen=True)
+class Answer:
+    """z [dimension] of one window, None where it cannot be said, and the least probability that Yes and No had."""
+
+    z: Mapping[str, float | None]
+    mass: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A clip's z [dimension], the mean over its windows, None where it cannot be said; the least z of them; `mass`: how
+    much of the probability Yes and No had, at least."""
+
+    z: Mapping[str, float | None]
+    least: Mapping[str, float | None]
+    mass: float
+    windows: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> dict[str, float | None]:
+        """sigmoid(z), 0 to 1."""
+        return {d: None if z is None else torch.tensor(z).sigmoid().item() for d, z in self.z.items()}
+
+
+class Critic:
+    """A Thinker, with or without its adapter, and what it is asked and shown.
+
+    hash: of adapter (or none), base, questions: scores of different hashes are not compared.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, views: Views, questions: Questions, adapter: str = "none"):
+        self.model, self.views, self.questions = model, views, questions
+        self.front = FrontEnd(tokenizer, questions)
+        parts = [adapter, fingerprint(model), questions.hash]
+        self.hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @classmethod
+    def load(
+        cls,
+        base: Path,
+        adapter: Path | None = None,
+        *,
+        views: str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str | torch.device = "cpu",
+    ) -> Critic:
+        """From a folder of Qwen2.5-Omni and, if given, one of an adapter by train.critic. views: a preset (the
+        adapter's own, else `separate`). Raises UserError for what does not go together."""
+        questions, about = read_questions(), {}
+        if adapter is not None:
+            about = _about(adapter)
+        shown = read_views(views or about.get("views", {}).get("preset", "separate"))
+        model = load_thinker(base, dtype=dtype, device=device)
+        if adapter is not None:
+            _check(adapter, about, questions, shown, fingerprint(model))
+            model = load_adapter(model, adapter)
+        told = "none" if adapter is None else sha256(adapter / ADAPTER)
+        return cls(model, load_tokenizer(base), shown, questions, told)
+
+    @property
+    def without_adapter(self):
+        """A context in which the adapter is off."""
+        return self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
+
+    @torch.no_grad()
+    def ask(self, shown: Sequence[Shown], dimensions: Sequence[str]) -> list[Answer]:
+        """Each of the clips about all of the dimensions: one reading of the media. All are shown in one view."""
+        most = self.most_pixels(dimensions)
+        if len(dimensions) == 1:
+            logits = [answer_logits(self.model, self.front.batch(shown, list(dimensions) * len(shown)), most)]
+        else:
+            tails = [self.front.question(dimension) for dimension in dimensions]
+            logits = answers_to_all(self.model, self.front.media(shown), tails, most)
+        z, mass = (torch.stack(rows, 1).tolist() for rows in zip(*map(self.read, logits), strict=True))  # [B, dims]
+        return [self._answer(one, dimensions, *row) for one, *row in zip(shown, z, mass, strict=True)]
+
+    def most_pixels(self, dimensions: Sequence[str]) -> int:
+        """Of a frame, in the views of these dimensions."""
+        return max(self.views.of[dimension].pixels for dimension in dimensions)
+
+    def read(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, V] -> z [B] and the share of the probability that Yes and No have [B]."""
+        yes, no = logits[:, self.front.yes], logits[:, self.front.no]
+        return yes - no, (torch.logaddexp(yes, no) - logits.logsumexp(1)).exp()
+
+    def _answer(self, shown: Shown, dimensions: Sequence[str], z: list[float], mass: list[float]) -> Answer:
+        deaf = [shown.silent and dimension in NEEDS_SOUND for dimension in dimensions]
+        told = {d: None if no_sound else value for d, value, no_sound in zip(dimensions, z, deaf, strict=True)}
+        return Answer(told, min(mass))
+
+    def score(self, windows: Mapping[str, Sequence[Shown]], dimensions: Sequence[str] = DIMENSIONS) -> Score:
+        """One clip: `windows` by view, as `shown.show` makes them."""
+        return combine(list(self.answers(windows, dimensions)), dimensions)
+
+    def answers(self, windows: Mapping[str, Sequence[Shown]], dimensions: Sequence[str]) -> Iterator[Answer]:
+        """The answers of a clip one window at a time, for whoever wants to count them or to stop in between."""
+        for view, asked in self.by_view(dimensions).items():
+            for window in windows[view]:
+                yield self.ask([window], asked)[0]
+
+    def by_view(self, dimensions: Sequence[str]) -> dict[str, list[str]]:
+        """Which of the dimensions are asked in which view."""
+        found: dict[str, list[str]] = {}
+        for dimension in dimensions:
+            found.setdefault(self.views.of[dimension].name, []).append(dimension)
+        return found
+
+
+def combine(answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS) -> Score:
+    """The score of a clip from the answers of its windows, in whatever views."""
+    z, least, warnings = {}, {}, []
+    for dimension in dimensions:
+        told = [answer.z[dimension] for answer in answers if dimension in answer.z]
+        known = [value for value in told if value is not None]
+        z[dimension] = sum(known) / len(known) if known else None
+        least[dimension] = min(known, default=None)
+        if told and not known:
+            warnings.append(f"no sound: {dimension} cannot be judged")
+    mass = min((answer.mass for answer in answers), default=0.0)
+    if mass < LEAST_MASS:
+        warnings.append(f"Yes and No have {mass:.2f} of the probability: this model does not answer the question")
+    counts = [sum(d in answer.z for answer in answers) for d in dimensions]
+    return Score(z, least, mass, max(counts, default=0), warnings)
+
+
+def _about(adapter: Path) -> dict:
+    file = adapter / ABOUT
+    if not file.is_file():
+        raise UserError(
+            f"{adapter} is not an adapter of Talking-Critic",
+            got=f"no {ABOUT}",
+            expected=f"a folder that train.critic made: adapter_config.json, {ADAPTER}, {ABOUT}",
+            do="give the run's adapter folder",
+        )
+    return json.loads(file.read_text("utf-8"))
+
+
+def _check(adapter: Path, about: dict, questions: Questions, views: Views, base: str) -> None:
+    told = {"questions": questions.hash, "views": views.hash, "base": base}
+    trained = {
+        "questions": about["questions"]["hash"], "views": about["views"]["hash"], "base": about["base"]
+    }  # fmt: skip
+    wrong = [name for name in told if told[name] != trained[name]]
+    if wrong:
+        raise UserError(
+            f"{adapter} was trained with other {' and '.join(wrong)}",
+            got=", ".join(f"{name} {told[name]}" for name in wrong),
+            expected=", ".join(f"{name} {trained[name]}" for name in wrong),
+            do="use the base and the views it was trained with, or train it anew",
+        )

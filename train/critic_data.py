@@ -1,0 +1,66 @@
+"""What a critic learns from: labelled videos, balanced, in an endless order that a seed fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fantasy_core.errors import UserError, some
+from fantasy_core.flow import draw_noise
+from fantasy_core.media import check_file
+from train.annotations import Annotation, read_annotations
+from train.balance import balance
+from train.run import read_rows
+from train.scorers import Video
+from train.splits import held_out
+
+ORDER = 1  # what a draw is for, as in train.trainer
+
+
+class CriticData:
+    """Labels of the train split with their files; a share of the inputs is held out for validation.
+
+    Balanced: as many Yes as No in every (dimension, source), or the critic would learn to tell real from generated.
+    Raises UserError for labels of videos that are not there, and for too few of them.
+    """
+
+    def __init__(self, annotations: Path, videos: Path, *, seed: int, validation: float, dimensions: Sequence[str]):
+        rows = [r for r in read_annotations(annotations) if r.split == "train" and r.dimension in dimensions]
+        known = [row for row in rows if row.label is not None]
+        self.files = {video.video: videos.parent / video.path for video in read_rows(videos, Video)}
+        strangers = {row.video for row in known} - self.files.keys()
+        if strangers:
+            raise UserError(
+                f"{annotations} has labels of videos that {videos} does not have",
+                got=some(strangers),
+                expected="a line in videos.jsonl for each",
+                do="give the videos.jsonl that was labelled",
+            )
+        for video in {row.video for row in known}:
+            check_file(self.files[video], f"video {video}")
+        self.validation = held = [row for row in known if held_out(row.input, validation)]
+        self.rows, self.dropped = balance([row for row in known if not held_out(row.input, validation)], seed)
+        if not self.rows:
+            raise UserError(
+                f"{annotations} holds nothing to learn from",
+                got=f"{len(known)} labels for training, {len(held)} of them held out, none in a balanced cell",
+                expected="Yes and No labels in at least one (dimension, source)",
+                do="label more videos (train.annotate), or lower --validation",
+            )
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, index: int) -> Annotation:
+        """Label `index` of an endless stream: every epoch in an order of its own."""
+        epoch, place = divmod(index, len(self.rows))
+        return self.rows[_order(len(self.rows), self.seed, epoch)[place]]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    return torch.argsort(draw_noise((count,), seed, ORDER, epoch)).tolist()

@@ -1,0 +1,39 @@
+"""How often a critic says what people said: Table 2 of the paper, from files.
+
+    python -m train.critic eval --annotations annotations/annotations.jsonl --scores scores \\
+        --base-scores base_scores --metrics metrics.csv --out runs/critic_eval
+
+Accuracy on the labels of split `test`, with Wilson's 95 % intervals. `--scores` are train.score's by the critic,
+`--base-scores` by its base; `metrics.csv` has `video,metric,value` with SD, Sync-C, IQA, AES, judged by their best
+threshold, in sample as in the paper and out of fold. OUT/report.md and report.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.critic_report import evaluate, write
+from train.run import command, setting
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    annotations: Path = setting(help="annotations.jsonl of train.annotate")
+    scores: Path = setting(help="scores by the critic: a file, or train.score's folder")
+    out: Path = setting(help="folder for the report")
+    base_scores: Path | None = setting(None, "scores by its base, to compare with")
+    metrics: Path | None = setting(None, "CSV of video,metric,value")
+
+
+def run(settings: EvalSettings, dry_run: bool) -> None:
+    report = evaluate(settings.annotations, settings.scores, settings.base_scores, settings.metrics)
+    if dry_run:
+        print(f"dry run: all files can be used; {settings.out} would get a report on {settings.scores}")
+    else:
+        write(report, settings.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command(EvalSettings, __doc__, run, argv)

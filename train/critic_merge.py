@@ -1,0 +1,78 @@
+"""A trained critic as files for other hosts: merged into its base, or as an adapter under other names.
+
+    python -m train.critic merge --base models/Qwen2.5-Omni-7B --critic runs/critic/adapter --out models/critic
+    python -m train.critic merge --critic runs/critic/adapter --names thinker --out adapters/critic
+
+With --base: a folder that loads as the base does (train.score --base, vLLM). Without: the adapter under the names of
+`transformers4` (4.5x: model.layers) or of a whole Omni (`thinker`: thinker.model.layers, vLLM's); unverified there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fantasy_core.critic.critic import ADAPTER
+from fantasy_core.critic.thinker import load_adapter, load_thinker
+from fantasy_core.media import check_file
+from fantasy_core.weights import open_tensors, save_tensors
+from train.run import command, setting, write_json
+
+PEFT, OWN = "base_model.model.", "model.language_model."
+NAMES = {"transformers4": "model.", "thinker": "thinker.model."}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    critic: Path = setting(help="adapter folder of train.critic")
+    out: Path = setting(help="folder for the result")
+    base: Path | None = setting(None, "folder of Qwen2.5-Omni: merge into it")
+    names: str = setting("thinker", "without --base: whose names the adapter gets", choices=tuple(NAMES))
+    dtype: str = setting("bf16", "of the merged weights", choices=tuple(DTYPES))
+
+
+def renamed(name: str, names: str) -> str:
+    """A peft key of ours under another host's module names."""
+    return PEFT + NAMES[names] + name.removeprefix(PEFT + OWN)
+
+
+def merge(settings: MergeSettings, base: Path) -> None:
+    """base + adapter, under a Thinker's own names, beside the base's configuration and tokenizer."""
+    model = load_adapter(load_thinker(base, dtype=DTYPES[settings.dtype]), settings.critic).merge_and_unload()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    for file in base.iterdir():
+        if file.is_file() and file.suffix in (".json", ".txt", ".jinja") and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, settings.out / file.name)
+    tensors = {f"thinker.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_tensors(settings.out / "model.safetensors", tensors, {"format": "pt"})
+
+
+def rename(settings: MergeSettings) -> None:
+    held = open_tensors(settings.critic / ADAPTER)
+    tensors = {renamed(name, settings.names): entry.read() for name, entry in held.entries.items()}
+    settings.out.mkdir(parents=True, exist_ok=True)
+    save_tensors(settings.out / ADAPTER, tensors, held.metadata)
+    about = json.loads((settings.critic / "adapter_config.json").read_text("utf-8"))
+    about["target_modules"] = about["target_modules"].replace("language_model\\.", "")
+    write_json(settings.out / "adapter_config.json", about)
+
+
+def run(settings: MergeSettings, dry_run: bool) -> None:
+    for name in (ADAPTER, "adapter_config.json"):
+        check_file(settings.critic / name, "adapter")
+    if dry_run:
+        print(f"dry run: nothing was written to {settings.out}")
+    elif settings.base is None:
+        rename(settings)
+    else:
+        merge(settings, settings.base)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command(MergeSettings, __doc__, run, argv)
