@@ -28,10 +28,11 @@ from fantasy_core.audio import AudioProjection
 from fantasy_core.expert_files import save_expert
 from fantasy_core.gate_files import save_gate
 from fantasy_core.wan import WanDiT
+from train.miniature_thinker import save_thinker
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("diffusion_models", "vae", "model_patches", "loras", "fantasytalking2/gates", "text_encoders", "clip_vision",
-           "audio_encoders")  # fmt: skip
+           "audio_encoders", "LLM")  # fmt: skip
 
 
 class Server:
@@ -144,11 +145,30 @@ def write_stand_ins(base: Path) -> None:
     for name in ("text_encoders/umt5_xxl_fp8_e4m3fn_scaled", "clip_vision/clip_vision_h",
                  "audio_encoders/wav2vec2-base-960h"):  # fmt: skip
         save_file({"stand_in": torch.zeros(1)}, models / f"{name}.safetensors")
+    save_thinker(models / "LLM" / "Qwen2.5-Omni-7B")
     (base / "input").mkdir(exist_ok=True)
     shutil.copy(ROOT / "fantasy_core/miniature/assets/portrait.png", base / "input" / "example.png")
     time_s = np.arange(8 * 44100) / 44100
     voice = 0.4 * np.sin(2 * np.pi * 150 * time_s) * np.sin(2 * np.pi * 1.5 * time_s) ** 2
     encode(base / "input" / "voice.wav", np.stack([voice, 0.5 * voice]), 44100)
+
+
+def of_miniature(prompt: dict) -> dict:
+    """A prompt of the portrait's graph with the miniature in place of all files; two steps, 17 frames of 64 pixels."""
+    outputs = ("UNETLoader", "VAELoader", "CLIPTextEncode", "FT2LoadFantasyTalkingAudio", "AudioEncoderLoader",
+               "LoadImage", "LoadAudio")  # fmt: skip
+    place = {key: outputs.index(n["class_type"]) for key, n in prompt.items() if n["class_type"] in outputs}
+    gone = {*place, *(key for key, n in prompt.items() if n["class_type"].startswith("CLIP"))}
+    found = {key: json.loads(json.dumps(node)) for key, node in prompt.items() if key not in gone}
+    small = {"WanImageToVideo": {"width": 64, "height": 64}, "FT2AudioToFrames": {"most_frames": 17},
+             "FT2TLPOSampler": {"steps": 2, "shift": 12.0}}  # fmt: skip
+    for node in found.values():
+        node["inputs"].pop("clip_vision_output", None)
+        node["inputs"] |= small.get(node["class_type"], {})
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in place:
+                node["inputs"][name] = ["miniature", place[value[0]]]
+    return {"miniature": {"class_type": "FT2LoadMiniature", "inputs": {}}, **found}
 
 
 def adapter_state(dit: WanDiT) -> dict[str, torch.Tensor]:

@@ -9,9 +9,13 @@ import torch
 
 from fantasy_core.errors import UserError
 from fantasy_core.pair_rules import Pair
+from train.distributed import World
 from train.run import write_rows
+from train.samples import inputs_of
 from train.shards import Cache, ShardWriter
+from train.tables import FORMATS, write_rows_of
 from train.trainer import PairData
+from train.watch import held_out
 
 SQUARE = ((3, 8, 8), None)
 
@@ -25,6 +29,21 @@ def small_cache(folder: Path, entries: dict[str, tuple[tuple[int, ...], str | No
         writer.add(name, tensors, {"sha256": name, "frames": 4 * size[0] - 3, "lips": reason})
     writer.finish()
     return Cache(folder)
+
+
+def test_pairs_in_parquet_are_the_same_units(tmp_path):
+    """Read by training, by the eye that looks at held-out pairs, and for samples."""
+    cache = small_cache(tmp_path / "cache", dict.fromkeys("abcd", SQUARE))
+    pairs = [Pair("a", "b", "i", "vq", 1.0, "train"), Pair("c", "d", "j", "vq", 0.5, "validation")]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    write_rows_of(tmp_path / "pairs.parquet", pairs)
+    lines, columns = (PairData(tmp_path / f"pairs.{form}", cache).units for form in FORMATS)
+    assert columns == lines and [unit.videos for unit in columns] == [("a", "b")]
+    looked_at = held_out(
+        tmp_path / "pairs.parquet", cache, [0.5], masked=False, most=4, world=World(torch.device("cpu"))
+    )
+    assert looked_at is not None and [unit.videos for unit in looked_at.units] == [("c", "d")]
+    assert inputs_of(tmp_path / "pairs.parquet", 3) == ["c"]
 
 
 @pytest.mark.parametrize("size", [(3, 8, 10), (2, 8, 8)], ids=["wider", "shorter"])

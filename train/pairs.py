@@ -1,66 +1,70 @@
 """Scored candidates become preference pairs, or two folders of one's own do.
 
     python -m train.pairs --videos videos.jsonl --scores scores.jsonl --out pairs
+    python -m train.pairs --videos videos.parquet --scores scores/ --format parquet --out pairs     # millions of videos
     python -m train.pairs --folders my_videos --out pairs        # my_videos/chosen and my_videos/rejected, equal names
 
 Writes pairs_mn.jsonl, pairs_ls.jsonl, pairs_vq.jsonl and pairs_full.jsonl (chosen, rejected, input, dimension, margin,
 split), and pairs.json: the rules, the yield, and the hashes of what they were made from. Two folders give
 pairs_full.jsonl and the videos.jsonl that train.cache asks for. Only videos of one input are compared. `--full real`
 sets real clips against what was generated from them (the paper), `mined` takes candidates that are better in all three
-dimensions, `both` takes both.
+dimensions, `both` takes both, `mean` compares candidates by the mean of the three scores. `--scores` takes several
+files, or folders of part files.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from fantasy_core.errors import UserError, some
 from fantasy_core.pair_rules import (
     DIMENSIONS,
-    Candidate,
     Pair,
+    Pairs,
     Rules,
-    margin_for,
+    joined,
+    pairs_by_count,
     pairs_by_dominance,
+    pairs_by_mean,
     pairs_by_score,
     pairs_with_real,
+    style_warning,
     yields,
 )
-from train.run import command, made_from, read_rows, setting, write_json, write_rows
+from train.run import as_json, command, made_from, setting, write_json
+from train.scored import Scored, read_scored
+from train.tables import FORMATS, part_files, write_columns, write_rows_of
 
 
 @dataclass(frozen=True)
 class PairSettings:
     out: Path = setting(help="folder for the pairs")
-    videos: Path | None = setting(None, "videos.jsonl: video, input, source, split")
-    scores: Path | None = setting(None, "scores.jsonl: video, z_mn, z_ls, z_vq")
+    videos: Path | None = setting(None, "videos.jsonl or .parquet: video, input, source, split")
+    scores: tuple[str, ...] = setting((), "files or folders of video, z_mn, z_ls, z_vq, critic, views, failed")
+    critic: str | None = setting(None, "hash, or its beginning, of the critic whose scores count")
+    views: str | None = setting(None, "hash, or its beginning, of what the critic was shown")
     folders: Path | None = setting(None, "instead: a folder with chosen/ and rejected/")
     margin: float = setting(1.0, "least z of the chosen over the rejected")
-    count_mn: int | None = setting(None, "instead of the margin: so many pairs of motion naturalness")
-    count_ls: int | None = setting(None, "so many of lip sync")
-    count_vq: int | None = setting(None, "so many of visual quality")
+    count_mn: int | None = setting(None, "instead of the margin: so many pairs of motion naturalness", least=1)
+    count_ls: int | None = setting(None, "so many of lip sync", least=1)
+    count_vq: int | None = setting(None, "so many of visual quality", least=1)
     signs: bool = setting(True, "the critic says Yes of the chosen and No of the rejected")
     cap: int = setting(0, "most pairs of a video in a dimension, 0 = any number", least=0)
-    full: str = setting("real", "what the gate learns from", choices=("real", "mined", "both"))
+    full: str = setting("real", "what the gate learns from", choices=("real", "mined", "both", "mean"))
     check_real: bool = setting(True, "leave out real clips that the critic does not prefer in all dimensions")
     own: str = setting("fantasytalking", "source of the model that will be trained, for the report")
-
-
-@dataclass(frozen=True)
-class Video:
-    video: str
-    input: str
-    source: str = "unknown"
-    split: str = "train"
+    format: str = setting("jsonl", "of what is written: lines for people, parquet for scale", choices=FORMATS)
 
 
 @dataclass(frozen=True)
 class Score:
+    """A row of scores."""
+
     video: str
     z_mn: float | None = None
     z_ls: float | None = None
@@ -78,40 +82,57 @@ class FolderVideo:
     split: str = "train"
 
 
-def candidates(videos: Path, scores: Path) -> list[Candidate]:
-    """Videos with their scores. Raises UserError for scores of videos that are not there, and for none at all."""
-    known = {video.video: video for video in read_rows(videos, Video)}
-    scored = {score.video: score for score in read_rows(scores, Score)}
-    strangers = scored.keys() - known.keys()
-    if strangers or not scored:
-        raise UserError(
-            f"{scores} does not belong to {videos}",
-            got=f"scores of unknown videos: {some(strangers)}" if strangers else "no scores",
-            expected="a score for videos of that file",
-            do="score the videos of this file, or give the file that was scored",
-        )
-    found = []
-    for name, score in scored.items():
-        z = {d: getattr(score, f"z_{d}") for d in DIMENSIONS}
-        told = known[name]
-        z = {d: float(value) for d, value in z.items() if value is not None}
-        found.append(Candidate(name, told.input, told.source, told.split, z))
-    return found
-
-
-def pair_up(found: list[Candidate], settings: PairSettings) -> tuple[dict[str, list[Pair]], dict]:
+def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], dict]:
     """Pairs by dimension and `full`, and what the report says of the rules."""
-    rules, pairs, margins = Rules(settings.margin, settings.signs, settings.cap), {}, {}
+    found, rules = scored.candidates, Rules(settings.margin, settings.signs, settings.cap)
+    pairs, margins = {}, {}
     for dimension in DIMENSIONS:
-        count, own = getattr(settings, f"count_{dimension}"), rules
-        if count is not None:
-            own = dataclasses.replace(rules, margin=margin_for(found, dimension, count, rules))
-        pairs[dimension], margins[dimension] = pairs_by_score(found, dimension, own), own.margin
-        pairs[dimension] = pairs[dimension][:count]
-    real, refused = pairs_with_real(found, rules if settings.check_real else None)
-    mined = pairs_by_dominance([c for c in found if c.source != "real"], rules)
-    pairs["full"] = {"real": real, "mined": mined, "both": [*real, *mined]}[settings.full]
-    return pairs, {"margins": margins, "real_refused": refused, "real_kept": len(real), "mined": len(mined)}
+        count = getattr(settings, f"count_{dimension}")
+        if count is None:
+            pairs[dimension], margins[dimension] = pairs_by_score(found, dimension, rules), rules.margin
+        else:
+            pairs[dimension] = pairs_by_count(found, dimension, count, rules)
+            margins[dimension] = float(pairs[dimension].margin[-1])
+    real, refused, compared = pairs_with_real(found, rules if settings.check_real else None)
+    made = found.generated()
+    mined = pairs_by_dominance(made, rules)
+    full = {"real": lambda: real, "mined": lambda: mined, "both": lambda: joined([real, mined])}
+    pairs["full"] = (full | {"mean": lambda: pairs_by_mean(made, rules)})[settings.full]()
+    facts = {"margins": margins, "real_refused": refused, "real_kept": len(real)}
+    facts["real_refused_share"] = refused / max(compared, 1)
+    return pairs, facts | {"mined": len(mined)}
+
+
+def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dict[str, dict]:
+    """The yield by dimension."""
+    report, splits = {}, scored.split.indices.to_numpy()
+    names = scored.split.dictionary.to_pylist()
+    for dimension, found in pairs.items():
+        report[dimension] = yields(found, scored.candidates, dimension, settings.own)
+        counts = Counter(splits[found.chosen].tolist())
+        report[dimension]["splits"] = dict(sorted((names[number], count) for number, count in counts.items()))
+    return report
+
+
+def warnings_of(report: dict[str, dict], scored: Scored, settings: PairSettings) -> list[str]:
+    """What to look at before training; that real clips win against what was made from them is no surprise."""
+    looked_at = [*DIMENSIONS, *(["full"] if settings.full in ("mined", "mean") else [])]
+    found = [style_warning(report[dimension], dimension, scored.candidates.sources) for dimension in looked_at]
+    return [warning for warning in found if warning]
+
+
+def columns(pairs: Pairs, dimension: str, scored: Scored) -> dict:
+    """The columns of a file of pairs."""
+    import pyarrow as pa
+
+    return {
+        "chosen": scored.videos.take(pa.array(pairs.chosen)),
+        "rejected": scored.videos.take(pa.array(pairs.rejected)),
+        "input": scored.inputs.take(pa.array(scored.candidates.input[pairs.chosen])),
+        "dimension": pa.repeat(dimension, len(pairs)),
+        "margin": pairs.margin,
+        "split": scored.split.take(pa.array(pairs.chosen)).dictionary_decode(),
+    }
 
 
 def folder_pairs(folder: Path) -> list[Pair]:
@@ -140,36 +161,66 @@ def folder_videos(folder: Path, pairs: list[Pair], out: Path) -> list[FolderVide
     return [FolderVideo(name, pair_input, (from_out / name).as_posix()) for name, pair_input in names]
 
 
+def from_folders(settings: PairSettings, folder: Path, dry_run: bool) -> None:
+    pairs = folder_pairs(folder)
+    report = {"full": {"pairs": len(pairs)}}
+    show(report, [])
+    if dry_run:
+        return
+    write_rows_of(settings.out / f"videos.{settings.format}", folder_videos(folder, pairs, settings.out))
+    write_rows_of(settings.out / f"pairs_full.{settings.format}", pairs)
+    write_report(settings, {}, {"folders": str(folder)}, report, [])
+
+
+def from_scores(settings: PairSettings, videos: Path, dry_run: bool) -> None:
+    parts = part_files([Path(given) for given in settings.scores])
+    scored = read_scored(videos, parts, settings.critic, settings.views)
+    pairs, facts = pair_up(scored, settings)
+    report = told(pairs, scored, settings)
+    warnings = warnings_of(report, scored, settings)
+    show(report | {"read": scored.facts}, warnings)
+    if dry_run:
+        return
+    names = ["scores"] if len(parts) == 1 else [f"scores {part}" for part in parts]
+    origin = made_from({"videos": videos, **dict(zip(names, parts, strict=True))})
+    for dimension, found in pairs.items():
+        file = settings.out / f"pairs_{dimension}.{settings.format}"
+        write_columns(file, columns(found, dimension, scored), {"made_from": json.dumps(origin)})
+    write_report(settings, origin, facts | {"read": scored.facts}, report, warnings)
+
+
+def show(report: dict[str, dict], warnings: list[str]) -> None:
+    for name, content in report.items():
+        print(f"{name}: {json.dumps(content, ensure_ascii=False)}")
+    for warning in warnings:
+        print(f"warning: {warning}")
+
+
+def write_report(settings: PairSettings, origin: dict, facts: dict, report: dict, warnings: list[str]) -> None:
+    content = {
+        "settings": as_json(vars(settings)),
+        "made_from": origin,
+        "rules": facts,
+        "yield": report,
+        "warnings": warnings,
+    }
+    write_json(settings.out / "pairs.json", content)
+
+
 def run(settings: PairSettings, dry_run: bool) -> None:
     if settings.folders is not None:
-        pairs, facts, files = {"full": folder_pairs(settings.folders)}, {"folders": str(settings.folders)}, {}
-        report = {"full": {"pairs": len(pairs["full"])}}
-    elif settings.videos is None or settings.scores is None:
+        from_folders(settings, settings.folders, dry_run)
+    elif settings.videos is not None and settings.scores:
+        from_scores(settings, settings.videos, dry_run)
+    else:
         raise UserError(
             "there is nothing to pair",
             got="no --videos and --scores, and no --folders",
             expected="scored videos, or two folders",
             do="give --videos and --scores, or --folders",
         )
-    else:
-        files = {"videos": settings.videos, "scores": settings.scores}
-        found = candidates(**files)
-        pairs, facts = pair_up(found, settings)
-        report = {dimension: yields(rows, found, settings.own) for dimension, rows in pairs.items()}
-    for dimension, told in report.items():
-        print(f"{dimension}: {json.dumps(told, ensure_ascii=False)}")
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
-        return
-    if settings.folders is not None:
-        write_rows(settings.out / "videos.jsonl", folder_videos(settings.folders, pairs["full"], settings.out))
-    for dimension, rows in pairs.items():
-        write_rows(settings.out / f"pairs_{dimension}.jsonl", rows)
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
-    write_json(
-        settings.out / "pairs.json",
-        {"settings": shown, "made_from": made_from(files), "rules": facts, "yield": report},
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,283 @@
+"""Makes candidate videos: every input by every source, in variants with seeds and guidance scales of their own.
+
+    python -m train.candidates --inputs inputs.jsonl --source fantasytalking infinitetalk \\
+        --server http://127.0.0.1:8188 http://gpu2:8188 --out candidates
+    python -m train.candidates --inputs inputs.jsonl --from-folder omniavatar=my_videos --out candidates
+    python -m train.candidates --real-clips clips/videos.jsonl --source fantasytalking infinitetalk \\
+        --server http://127.0.0.1:8188 --out rivals
+
+A source is a ComfyUI workflow: one that is shipped (train/sources), or the path of your own NAME.json with a NAME.toml
+beside it (`train.source_workflows` says how). `inputs.jsonl` has a line for each portrait and voice: input, portrait,
+audio and, if wanted, prompt and split; paths are relative to it. `--from-folder` takes in what other programs made.
+`--real-clips` makes from the first frame and the sound of each real clip a rival, by one of the sources at random.
+
+Writes videos.jsonl (what train.pairs and train.cache read), candidates/, log.jsonl and candidates.json, the report. The
+same command again makes what is missing, and only that. With several servers, what fails on one is tried on another,
+and one that goes away is left alone until it answers again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fantasy_core.errors import UserError, some
+from fantasy_core.manifest import remove_partials
+from fantasy_core.media import replacing
+from fantasy_core.progress import Progress
+from train.candidate_jobs import Failures, Input, Job, Wishes, plan, read_inputs
+from train.candidate_rows import Log, VideoRow, measure
+from train.comfy_client import FOLDER, ComfyServer, JobFailed, ServerGone
+from train.dispatch import Dispatch, Rules
+from train.import_videos import Found, Known, find_videos, folder_of, measured_rows
+from train.real_clips import as_inputs, one_source_each, read_clips
+from train.run import as_json, command, made_from, setting, write_json, write_rows
+from train.source_checks import lacks
+from train.source_workflows import Source, fill, load_source, shipped_sources
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    out: Path = setting(help="folder for the candidates")
+    inputs: Path | None = setting(None, "inputs.jsonl: input, portrait, audio, and prompt, split")
+    real_clips: Path | None = setting(None, "instead: videos.jsonl of real clips, each to get a rival")
+    source: tuple[str, ...] = setting((), "shipped: " + ", ".join(shipped_sources()) + "; or paths of NAME.json")
+    server: tuple[str, ...] = setting((), "addresses of running ComfyUIs")
+    from_folder: tuple[str, ...] = setting((), "NAME=DIR: videos INPUT_VARIANT.mp4, or videos.csv, of another program")
+    variants: int | None = setting(None, "videos of an input by a source (4; of a real clip 1)", least=1)
+    seed: int = setting(0, "of all that is drawn")
+    width: int | None = setting(None, "of the videos, instead of the source's", least=16)
+    height: int | None = setting(None, "of the videos, instead of the source's", least=16)
+    seconds: float | None = setting(None, "most of a voice that is used; the source has its own limit", least=0.1)
+    tries: int = setting(3, "of a video before it counts as failed", least=1)
+    timeout: float = setting(3600.0, "most seconds for one video", least=1)
+    patience: float = setting(120.0, "seconds without any server before the run ends", least=0)
+
+
+@dataclass
+class Work:
+    """All that a command is about: jobs to be made, rows that are there already, and what cannot be."""
+
+    sources: list[Source]
+    jobs: list[Job]
+    rows: list[VideoRow]
+    failures: Failures
+
+
+def find_work(settings: CandidateSettings, log: Log, *, write: bool) -> Work:
+    """Read and check everything that needs no server. Raises UserError."""
+    _check_settings(settings)
+    sources, failures = [load_source(name) for name in settings.source], Failures()
+    rows: list[VideoRow] = []
+    if settings.real_clips is not None:
+        rows = read_clips(settings.real_clips, log, failures)
+        inputs = as_inputs(rows, settings.out, failures, write=write)
+        pairs = one_source_each(inputs, sources, settings.seed)
+    else:
+        inputs = read_inputs(settings.inputs, failures) if settings.inputs else []
+        pairs = [(given, source) for given in inputs for source in sources]
+    variants = settings.variants or (4 if settings.real_clips is None else 1)
+    wishes = Wishes(variants, settings.seed, settings.width, settings.height, settings.seconds)
+    jobs = plan(pairs, wishes, failures)
+    rows += measured_rows(_imported(settings, failures), _known(settings, inputs), log, failures)
+    names = Counter([row.video for row in rows] + [job.video for job in jobs])
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(
+            "two videos would have one id", got=some(twice), expected="INPUT_SOURCE_VARIANT of its own for each",
+            do="rename an input, a source or a folder",
+        )  # fmt: skip
+    return Work(sources, jobs, rows, failures)
+
+
+def _check_settings(settings: CandidateSettings) -> None:
+    given = settings.inputs is not None, settings.real_clips is not None
+    names = [Path(name).stem for name in settings.source] + [flag.partition("=")[0] for flag in settings.from_folder]
+    got = None
+    if all(given):
+        got, do = "--inputs and --real-clips", "run them one after the other, into two folders"
+    elif settings.source and not any(given):
+        got, do = "--source, but nothing to animate", "give --inputs or --real-clips"
+    elif any(given) and not (settings.source or settings.from_folder):
+        got, do = "no --source", "give --source " + " ".join(shipped_sources()) + ", or some of them"
+    elif not names:
+        got, do = "no --source and no --from-folder", "give one of them"
+    elif len(set(names)) < len(names):
+        got, do = "a name twice: " + ", ".join(names), "rename one of the sources or folders"
+    elif settings.source and not settings.server:
+        got, do = "no --server", "start ComfyUI and give --server http://127.0.0.1:8188"
+    if got:
+        raise UserError("what to make is not clear", got=got, expected="inputs, sources and servers, or folders", do=do)
+
+
+def _imported(settings: CandidateSettings, failures: Failures) -> list[Found]:
+    named = [folder_of(flag) for flag in settings.from_folder]
+    return [one for name, folder in named for one in find_videos(name, folder, failures)]
+
+
+def _known(settings: CandidateSettings, inputs: Iterable[Input]) -> dict[str, Known] | None:
+    """What imported videos can be of: anything, where no inputs are given."""
+    if settings.inputs is None and settings.real_clips is None:
+        return None
+    return {given.input: Known(given.prompt, given.split) for given in inputs}
+
+
+def check_servers(servers: Sequence[ComfyServer], sources: Sequence[Source]) -> dict[tuple[str, str], str]:
+    """(server, source): what it lacks there, told. Raises UserError for a source that no server can run, unless one
+    does not answer."""
+    found: dict[tuple[str, str], str] = {}
+    away = []
+    for server in servers:
+        try:
+            missing = {source.name: lacks(server, source) for source in sources}
+        except ServerGone as gone:
+            print(gone.got)
+            away.append(server.url)
+            continue
+        for name, told in missing.items():
+            print(f"{server.url}: {name}: " + ("\n    ".join(["lacks", *told]) if told else "ready"))
+            if told:
+                found[server.url, name] = "; ".join(told)
+    nowhere = [s.name for s in sources if all((server.url, s.name) in found for server in servers)]
+    if len(away) == len(servers) or nowhere:
+        raise UserError(
+            "no server answers" if not nowhere else f"no server can run {some(nowhere)}",
+            got=", ".join(away) or found[servers[0].url, nowhere[0]],
+            expected="a running ComfyUI with the nodes and files of each source",
+            do="start it, or put there what it lacks (listed above), or leave the source out",
+        )
+    return found
+
+
+def maker(settings: CandidateSettings) -> Callable[[ComfyServer, Job, int, Callable[[], bool]], VideoRow]:
+    """A function that makes one candidate on one server."""
+
+    def make(server: ComfyServer, job: Job, tried: int, stop: Callable[[], bool]) -> VideoRow:
+        files = {n: server.upload(getattr(job.given, n), job.given.hashes[n]) for n in ("portrait", "audio")}
+        prefix = f"{FOLDER}/{job.video}" + (f"_try{tried + 1}" if tried else "")  # a lost file is not in the way
+        graph = fill(job.how.graph, {**job.values, **files, "prefix": prefix})
+        run = server.queue(graph)
+        saved = server.wait(graph, run, job.how.saver, most=settings.timeout, stop=stop)
+        path = settings.out / "candidates" / f"{job.video}{Path(saved['filename']).suffix.lower()}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_partials(path)
+        with replacing(path) as beside:
+            with beside.open("wb") as file:
+                server.download(saved, file)
+            try:
+                told = measure(beside)
+            except UserError as error:
+                raise JobFailed(f"the video cannot be used: {error.got}") from None
+        drawn = {name: job.values[name] for name in ("seed", "text_scale", "audio_scale")}
+        return VideoRow(
+            job.video, job.given.input, f"candidates/{path.name}", told.sha256, job.source, job.variant, **drawn,
+            fps=told.fps, frames=told.frames, width=told.width, height=told.height, split=job.given.split,
+            prompt=job.given.prompt,
+        )  # fmt: skip
+
+    return make
+
+
+def make_missing(settings: CandidateSettings, work: Work, log: Log) -> None:
+    """Make what the log does not have; rows and failures are added to `work` as they come."""
+    missing = []
+    for job in work.jobs:
+        row = log.find(job.video, job.made)
+        if row is None:
+            missing.append(job)
+        else:
+            work.rows.append(row)
+    if not missing:
+        return
+    servers = [ComfyServer(url) for url in settings.server]
+    wanted = {job.source for job in missing}
+    unfit = check_servers(servers, [source for source in work.sources if source.name in wanted])
+    with Progress("candidates", len(missing)) as progress:
+
+        def done(job: Job, row: VideoRow) -> None:
+            log.add(job.made, row)
+            work.rows.append(row)
+            progress.step(job.video)
+
+        def failed(job: Job, why: str) -> None:
+            log.fail(job.video, why)
+            work.failures.add(job.video, why)
+            progress.step(job.video)
+
+        rules = Rules(settings.tries, patience=settings.patience)
+        spread = Dispatch(servers, maker(settings), done, failed, rules, lambda told: print(told, file=sys.stderr))
+        for server in servers:
+            for source in wanted:
+                if (why := unfit.get((server.url, source))) is not None:
+                    spread.forbid(server, source, why)
+        try:
+            spread.run(missing)
+        except ServerGone as gone:
+            raise UserError(
+                "no server is left",
+                got=gone.got,
+                expected=f"one of {', '.join(settings.server)} to answer within {settings.patience:g} s",
+                do="start them and run the same command again: what was made is kept",
+            ) from None
+
+
+def write_results(settings: CandidateSettings, work: Work) -> None:
+    """videos.jsonl and the report, in an order that does not depend on who was done first."""
+    rows = sorted(work.rows, key=lambda row: (row.input, row.source != "real", row.source, row.variant))
+    write_rows(settings.out / "videos.jsonl", rows)
+    files = {"inputs": settings.inputs, "real_clips": settings.real_clips}
+    graphs = {f"source {Path(n).stem}": Path(n) for n in settings.source if n.endswith(".json")}
+    write_json(
+        settings.out / "candidates.json",
+        {
+            "settings": as_json(vars(settings)),
+            "made_from": made_from({name: path for name, path in files.items() if path is not None} | graphs),
+            "videos": dict(sorted(Counter(row.source for row in rows).items())),
+            "missing": len({job.video for job in work.jobs} - {row.video for row in rows}),
+            "failures": [{"of": name, "why": why} for name, why in work.failures.told],
+        },
+    )
+
+
+def told_plan(work: Work, log: Log) -> str:
+    """How many videos of which size there are to make."""
+    missing = [job for job in work.jobs if log.find(job.video, job.made) is None]
+    kinds = Counter((j.source, j.values["frames"], j.values["width"], j.values["height"]) for j in missing)
+    lines = [f"  {n} by {name}, {t} frames, {w} x {h}" for (name, t, w, h), n in sorted(kinds.items())]
+    untried = [f"  {source.name} was never run here: {source.not_run}" for source in work.sources if source.not_run]
+    head = f"{len(missing)} videos to make, {len(work.jobs) - len(missing) + len(work.rows)} are there"
+    return "\n".join([head, *lines, *untried])
+
+
+def run(settings: CandidateSettings, dry_run: bool) -> None:
+    with Log(settings.out / "log.jsonl", kept=not dry_run) as log:
+        work = find_work(settings, log, write=not dry_run)
+        print(told_plan(work, log))
+        if dry_run:
+            if work.sources:
+                check_servers([ComfyServer(url) for url in settings.server], work.sources)
+            print(f"dry run: nothing was written to {settings.out}")
+        else:
+            try:
+                make_missing(settings, work, log)
+            finally:
+                write_results(settings, work)
+            print(f"{len(work.rows)} videos in {settings.out / 'videos.jsonl'}")
+    if told := [f"{name}: {why}" for name, why in work.failures.told]:
+        raise UserError(
+            f"{len(told)} failures" + ("" if dry_run else f"; all are in {settings.out / 'candidates.json'}"),
+            got="\n            ".join(told[:20]),
+            expected="every video that was asked for",
+            do="mend what is said there and run the same command again: what was made is kept",
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command(CandidateSettings, __doc__, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

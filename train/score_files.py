@@ -1,0 +1,52 @@
+"""What judges say of videos, from files: the scores of a critic, and single metrics as a CSV `video,metric,value`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from fantasy_core.pair_rules import DIMENSIONS
+from train import scored
+from train.csv_table import bad_table, read_table
+from train.tables import part_files
+
+METRICS = {"SD": "mn", "Sync-C": "ls", "IQA": "vq", "AES": "vq"}  # and the dimension that it stands for in Table 2
+Values = Mapping[str, float]  # video -> number
+Scores = Mapping[str, Values]  # dimension -> video -> z
+
+
+def read_scores(path: Path) -> Scores:
+    """z by dimension and video, from a file or a folder of train.score. Raises UserError for a z that is no finite
+    number, for rows of several critics or views, and for a video that has two scores."""
+    table = scored.read_scores(part_files([path]), {"critic": None, "views": None}, {}).to_pydict()
+    return {
+        d: {video: z for video, z in zip(table["video"], table[f"z_{d}"], strict=True) if z is not None}
+        for d in DIMENSIONS
+    }
+
+
+def read_metrics(path: Path, known: set[str]) -> dict[str, dict[str, float]]:
+    """Values by metric and video from a CSV `video,metric,value`. Raises UserError for videos that are not annotated,
+    for other metrics than those of METRICS, for what is no finite number, and for a value that is there twice."""
+    found: dict[str, dict[str, float]] = {}
+    problems = []
+    for number, row in read_table(path, ("video", "metric", "value")):
+        value, video, name = _number(row["value"]), row["video"], row["metric"]
+        wrong = [f"video {video} is not annotated"] if video not in known else []
+        wrong += [f"metric {name!r}"] if name not in METRICS else []
+        wrong += [f"value {row['value']!r}"] if value is None else []
+        wrong += [f"{video} has {name} twice"] if video in found.get(name, {}) else []
+        problems += [f"line {number}: {one}" for one in wrong]
+        found.setdefault(name, {})[video] = value or 0.0
+    if problems:
+        raise bad_table(path, problems, f"annotated videos, {', '.join(METRICS)}, and a number for each once")
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

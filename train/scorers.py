@@ -1,0 +1,133 @@
+"""What scores videos: Talking-Critic, or the miniature's exact judge. Both read files in other processes, and say who
+they are by two hashes, `critic` and `views`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fantasy_core.critic.asked import Views
+from fantasy_core.critic.critic import Answer, Critic, Score, combine
+from fantasy_core.critic.files import face_finder, show_file
+from fantasy_core.critic.shown import RATE, Shown
+from fantasy_core.errors import UserError
+from fantasy_core.pair_rules import DIMENSIONS
+
+MOVES = 1e-5  # of z: what is fed to the model moves it by more
+LATE = RATE // 2  # samples of the canary's shifted sound
+
+
+@dataclass(frozen=True)
+class Video:
+    """A line of videos.jsonl, as far as scoring goes."""
+
+    video: str
+    path: str
+    input: str = ""
+
+
+class Scorer(Protocol):
+    """critic, views: hashes. `read(file, video)` runs in other processes, prepared by `prepare(*given)` once."""
+
+    critic: str
+    views: str
+    read: Callable[[tuple[Path, Video]], Any]
+    prepare: Callable[..., None] | None
+    given: tuple
+
+    def scores(self, clips: Sequence[Any]) -> Iterator[tuple[int, Score]]:
+        """(which of the clips, its score), in any order."""
+        ...
+
+    def canary(self, clip: Any) -> dict[str, float] | None:
+        """What the scores of one clip do when they should move; None when it is no canary. Raises UserError when they
+        do not."""
+        ...
+
+
+# ---- Talking-Critic ----
+
+_reader: dict[str, Any] = {}  # of a reading process: what `prepare_reader` made
+
+
+def prepare_reader(views: Views, task: Path | None) -> None:
+    """Once in each reading process: the face detectors stay open."""
+    finder = _reader.setdefault("stack", ExitStack()).enter_context(face_finder(task)) if task else None
+    _reader.update(views=views, finder=finder)
+
+
+def read_shown(job: tuple[Path, Video]) -> dict[str, list[Shown]]:
+    return show_file(job[0], _reader["views"], _reader["finder"])
+
+
+def read_window(job: tuple[Path, str]) -> Shown:
+    """What a label is learnt from: the first window, in the view of its dimension alone; labels are given to clips of a
+    few seconds."""
+    path, dimension = job
+    (windows,) = show_file(path, _reader["views"].only([dimension]), _reader["finder"]).values()
+    return windows[0]
+
+
+class CriticScorer:
+    """batch: tokens of a batch, padding counted. task: face_landmarker.task, for views of the face."""
+
+    read, prepare = staticmethod(read_shown), staticmethod(prepare_reader)
+
+    def __init__(self, critic: Critic, batch: int, task: Path | None = None):
+        self.model, self.batch = critic, batch
+        self.critic, self.views = critic.hash, critic.views.hash
+        self.given = (critic.views, task)
+
+    def scores(self, clips: Sequence[dict[str, list[Shown]]]) -> Iterator[tuple[int, Score]]:
+        """Windows of all clips, view by view, in batches of about equal length; a clip is done with its last one."""
+        answers: list[list[Answer]] = [[] for _ in clips]
+        left = [sum(map(len, clip.values())) for clip in clips]
+        for view, asked in self.model.by_view(DIMENSIONS).items():
+            windows = [(number, window) for number, clip in enumerate(clips) for window in clip[view]]
+            for group in by_tokens(windows, self.batch):
+                found = self.model.ask([window for _, window in group], asked)
+                for (number, _), answer in zip(group, found, strict=True):
+                    answers[number].append(answer)
+                    left[number] -= 1
+                    if not left[number]:
+                        yield number, combine(answers[number])
+
+    def canary(self, clip: dict[str, list[Shown]]) -> dict[str, float] | None:
+        """z of lip sync with the clip's own sound, with silence, half a second late, and without the adapter."""
+        window = clip[self.model.views.of["ls"].name][0]
+        if window.silent or len(window.sound) <= LATE:
+            return None
+        late, mute = window.sound.copy(), window.sound * 0
+        late[LATE:], late[:LATE] = window.sound[:-LATE], 0
+        told = {"own": window, "silence": Shown(window.frames, window.fps, mute)}
+        told["late"] = Shown(window.frames, window.fps, late)
+        z = {name: self.model.ask([one], ["ls"])[0].z["ls"] for name, one in told.items()}
+        adapted = hasattr(self.model.model, "disable_adapter")
+        with self.model.without_adapter:
+            z |= {"adapter off": self.model.ask([window], ["ls"])[0].z["ls"]} if adapted else {}
+        still = [name for name in z if name != "own" and abs(z[name] - z["own"]) < MOVES]
+        if still:
+            raise UserError(
+                "the critic does not react: " + ", ".join(still),
+                got=", ".join(f"z {value:.6f} ({name})" for name, value in z.items()),
+                expected="another score for silence, for late sound and without the adapter",
+                do="the sound did not reach the model"
+                if "silence" in still
+                else "look at the adapter: it does nothing",
+            )
+        return z
+
+
+def by_tokens(windows: Sequence[tuple[int, Shown]], most: int) -> Iterator[list[tuple[int, Shown]]]:
+    """Windows of like length together, at most `most` tokens a batch with its padding; a longer one by itself."""
+    group: list[tuple[int, Shown]] = []
+    for number, window in sorted(windows, key=lambda pair: (pair[1].tokens, pair[0])):
+        if group and window.tokens * (len(group) + 1) > most:
+            yield group
+            group = []
+        group.append((number, window))
+    if group:
+        yield group
