@@ -1,4 +1,4 @@
-# make demo   a portrait and a recorded voice become demo.mp4
+# make demo   a portrait and a recorded voice become demo.mp4, by the miniature alone (left) and with its experts (right)
 # make test   the test suite
 # make lint   ruff and pyright
 # make clean  removes what these commands made, except the virtual environment
@@ -10,6 +10,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 ASSETS := fantasy_core/miniature/assets
+WEIGHTS := fantasy_core/miniature/weights
+ANIMATE = $(BIN)/python -m fantasy_core.animate --portrait $(ASSETS)/portrait.png --audio $(ASSETS)/voice.flac
+TLPO := --expert mn=$(WEIGHTS)/mn.safetensors ls=$(WEIGHTS)/ls.safetensors vq=$(WEIGHTS)/vq.safetensors --gate $(WEIGHTS)/gate.safetensors
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
@@ -17,9 +20,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed-core
-	$(BIN)/python -m fantasy_core.animate --portrait $(ASSETS)/portrait.png --audio $(ASSETS)/voice.flac --out demo.mp4
-	$(BIN)/python -m fantasy_core.sheet demo.mp4 --out demo.png
-	@echo "demo: the video with sound is $(CURDIR)/demo.mp4, its frames at a glance are $(CURDIR)/demo.png"
+	$(ANIMATE) --out demo_base.mp4
+	$(ANIMATE) $(TLPO) --out demo_tlpo.mp4
+	$(BIN)/python -m fantasy_core.beside demo_base.mp4 demo_tlpo.mp4 --out demo.mp4
+	$(BIN)/python -m fantasy_core.sheet demo_base.mp4 demo_tlpo.mp4 --out demo.png
+	@echo "demo: $(CURDIR)/demo.mp4 has sound, the miniature alone on the left and with experts and gate on the right;"
+	@echo "demo: $(CURDIR)/demo.png shows both at a glance, one row below the other"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -29,7 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 clean:
-	rm -rf demo.mp4 demo.png build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo*.mp4 demo.png build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Each stamp is the record of a finished installation; it is made anew when what is to be installed changes.

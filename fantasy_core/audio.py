@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import NoSound, UserError
 from .media import rational, read_audio
 
 SAMPLE_RATE = 16_000
@@ -210,5 +210,6 @@ def check_voice(waveform: Tensor, rate: int = SAMPLE_RATE, name: str = "the voic
         got = f"silence: the loudest sample is {peak:.1e}, below {SILENCE:g} (-80 dB)"
     if got:
         expected = f"a voice one can hear, {shortest} samples ({shortest / rate * 1000:.0f} ms) or longer"
-        raise UserError(f"{name} holds no voice", got=got, expected=expected, do="check the recording in a player")
+        kind = UserError if "NaN" in got else NoSound
+        raise kind(f"{name} holds no voice", got=got, expected=expected, do="check the recording in a player")
     return waveform

@@ -114,8 +114,9 @@ class WanComponents:
 
     wan: official, diffusers or ComfyUI layout (`weights.find_wan`); fantasytalking: its checkpoint in any dialect;
     wav2vec: the folder of wav2vec2-base-960h. `offload` "blocks" keeps the DiT in host memory and two of its blocks on
-    `device`. `keep`: the encoders of voices and images stay loaded, for many videos in a row (2 GB). Only headers are
-    read here: raises UserError for absent or foreign files.
+    `device`. `keep`: the encoders of voices and images stay loaded, for many videos in a row (2 GB). `fp8`: a DiT that
+    is stored so is "dequantised" or "kept" (`load_dit`). Only headers are read here: raises UserError for absent or
+    foreign files.
     """
 
     name = "wan2.1-i2v-14b"
@@ -131,8 +132,9 @@ class WanComponents:
         dtype: torch.dtype | None = None,
         offload: str = "none",
         keep: bool = False,
+        fp8: str = "dequantised",
     ):
-        self.keep = keep
+        self.keep, self.fp8 = keep, fp8
         self.device, self.dtype, self.offload = torch.device(device), dtype or torch.bfloat16, offload
         self.files = find_wan(wan)
         self.files.need("dit", "text", "clip", "vae")
@@ -186,7 +188,7 @@ class WanComponents:
     @contextmanager
     def dit(self) -> Iterator[WanDiT]:
         home = "cpu" if self.offload == "blocks" else self.device
-        dit = load_dit(self.files, device=home, dtype=self.dtype)
+        dit = load_dit(self.files, device=home, dtype=self.dtype, fp8=self.fp8)
         _, told = load_fantasytalking(self.fantasytalking, dit)
         print(told, file=sys.stderr)
         if self.offload == "blocks":

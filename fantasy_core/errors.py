@@ -17,6 +17,18 @@ class UserError(Exception):
         self.what, self.got, self.expected, self.do = what, got, expected, do
         super().__init__(f"{what}\n  got:      {got}\n  expected: {expected}\n  do:       {do}")
 
+    def __reduce__(self):
+        """So that it comes back whole from another process."""
+        return _again, (type(self), self.what, self.got, self.expected, self.do)
+
+
+class NoSound(UserError):
+    """There is nothing to hear: no sound track, or silence, or too little for a voice."""
+
+
+def _again(kind: type[UserError], what: str, got: str, expected: str, do: str) -> UserError:
+    return kind(what, got=got, expected=expected, do=do)
+
 
 def some(names, limit: int = 5) -> str:
     """The first few names of a longer list, and how many there are: `a, b, c (3 of 120)`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -44,6 +45,22 @@ def token_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple
     return (1 + (frames - 1) // 4) // time, height // (8 * down), width // (8 * across)
 
 
+def block_linears(
+    config: WanConfig, grid: tuple[int, int, int], *, audio_rows: int = AUDIO_ROWS, clip_tokens: int = CLIP_TOKENS
+) -> dict[str, tuple[int, int, int]]:
+    """(tokens of one sample, in, out) of every linear of a block, by its name within the block."""
+    d, video, hidden = config.dim, math.prod(grid), config.ffn_dim
+    linears = {f"self_attn.{name}": (video, d, d) for name in "qkvo"}
+    linears |= {f"cross_attn.{name}": (video, d, d) for name in "qo"}
+    linears |= {f"cross_attn.{name}": (config.text_len, d, d) for name in "kv"}
+    if config.clip_dim and clip_tokens:
+        linears |= {f"cross_attn.{name}_img": (clip_tokens, d, d) for name in "kv"}
+    if config.audio_token_dim and audio_rows:
+        heard = (grid[0] * audio_rows, config.audio_token_dim, d)
+        linears |= {f"cross_attn.processor.{name}_proj": heard for name in "kv"}
+    return linears | {"ffn.0": (video, d, hidden), "ffn.2": (video, hidden, d)}
+
+
 def pass_flops(
     config: WanConfig, grid: tuple[int, int, int], *, audio_rows: int = AUDIO_ROWS, clip_tokens: int = CLIP_TOKENS
 ) -> PassFlops:
@@ -54,12 +71,13 @@ def pass_flops(
     once = video * d * patch * (config.in_dim + config.out_dim)
     once += config.text_len * (config.text_dim * d + d * d) + image * (config.clip_dim**2 + config.clip_dim * d)
     once += config.freq_dim * d + d * d + 6 * d * d
-    block = d * d * (6 * video + 2 * config.text_len + 2 * image) + 2 * video * d * config.ffn_dim
-    block += 2 * grid[0] * rows * config.audio_token_dim * d
+    linears = block_linears(config, grid, audio_rows=audio_rows, clip_tokens=clip_tokens).values()
+    block = sum(tokens * size_in * size_out for tokens, size_in, size_out in linears)
     seen = video + config.text_len + image + rows  # keys of one query
     return PassFlops(2 * (once + config.num_layers * block), 2 * config.num_layers * 2 * video * seen * d)
 
 
+@lru_cache(maxsize=8)  # naming 40 blocks takes seconds
 def weight_bytes(config: WanConfig, dtype: torch.dtype) -> tuple[int, int, int]:
     """Bytes of a DiT cast to dtype: all of it, its blocks, its largest block. Norms, time and head stay fp32."""
     with torch.device("meta"):
@@ -124,8 +142,8 @@ class Estimate:
         rows = [
             ("video", f"{self.frames} frames of {self.width} x {self.height} a window, {self.windows} window(s)"),
             ("tokens", f"{math.prod(self.grid):,} = {' x '.join(map(str, self.grid))}"),
-            ("one pass", f"{_flops(one.total)}, {share:.0%} of it attention"),
-            ("all passes", f"{_flops(self.flops)} = {self.windows} x {self.steps} steps x {self.passes} pass(es)"),
+            ("one pass", f"{told_flops(one.total)}, {share:.0%} of it attention"),
+            ("all passes", f"{told_flops(self.flops)} = {self.windows} x {self.steps} steps x {self.passes} pass(es)"),
             ("time, assumed rates", _times(self.flops) if self.dtype.itemsize == 2 else ""),
             *((f"memory, {encoder}", told_bytes(size)) for encoder, size in self.encoders.items()),
             (f"memory, weights {name}", told_bytes(self.weights) + (", two blocks of them" if self.offload else "")),
@@ -169,8 +187,9 @@ def estimate(
     )  # fmt: skip
 
 
-def _flops(count: float) -> str:
-    for power, unit in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+def told_flops(count: float) -> str:
+    """FLOPs for people: 1.69 PFLOP, 20 GFLOP."""
+    for power, unit in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
         if count >= power:
             return f"{count / power:.3g} {unit}"
     return f"{count / 1e6:.3g} MFLOP"
@@ -178,17 +197,20 @@ def _flops(count: float) -> str:
 
 def told_bytes(count: int) -> str:
     """Bytes for people: 1.5 GiB, 20.0 MiB, 3 KiB."""
-    for power, unit in ((2**30, "GiB"), (2**20, "MiB")):
+    for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
         if count >= power:
             return f"{count / power:.1f} {unit}"
     return f"{count / 2**10:.0f} KiB"
 
 
 def _times(flops: float) -> str:
-    return ", ".join(f"{name} {_duration(flops / rate)}" for name, rate in PLANNING_RATES.items())
+    return ", ".join(f"{name} {told_seconds(flops / rate)}" for name, rate in PLANNING_RATES.items())
 
 
-def _duration(seconds: float) -> str:
+def told_seconds(seconds: float) -> str:
+    """Seconds for people: 1.5 s, 20.0 min, 3.0 h, 12 days."""
     if seconds < 100:
         return f"{seconds:.2g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:,.0f} days"

@@ -136,9 +136,9 @@ def averaged(bank: ExpertBank, weights: Tensor) -> Expert:
     weights [E], or [J, M, E] (a gate's weights averaged over timesteps; J or M may be 1), all fp32. Experts without
     weight at a linear are left out there. Raises UserError for weights of another shape, and when nothing is left.
     """
-    weights, pairs = _per_linear(bank, weights), {}
+    of_linear, pairs = _per_linear(bank, weights), {}
     for address, rows in bank.rows.items():
-        c = rows.coefficients(weights[address].to(rows.scale.device))  # [R]
+        c = rows.coefficients(of_linear[address].to(rows.scale.device))  # [R]
         kept = c != 0
         if kept.any():
             up = (rows.up.detach()[kept].float() * c[kept, None]).to(rows.up.dtype)  # [R', out]

@@ -183,13 +183,14 @@ def remove_partials(out: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for, usual in containers, does not."""
     try:
         os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:  # another user's, or a system without /proc
         return True
-    return True
 
 
 def settings_of(video: Path) -> dict | None:

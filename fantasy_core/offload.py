@@ -1,8 +1,13 @@
 """Run a WanDiT whose blocks do not fit on the device: they wait in host memory and pass through two slots there.
 
-While block n computes in one slot, block n+1 is copied into the other; the copy of the one after waits until block n
-has finished. On CUDA the host side is page-locked and the copies have a stream of their own, so that they hide behind
-the computation; elsewhere they are plain copies. Weights arrive as they are: results are bit-identical. Inference only.
+While block n computes in one slot, the next one is copied into the other, which waits until the block before has
+finished. On CUDA the host side is page-locked and the copies have a stream of their own, so that they hide behind the
+computation; elsewhere they are plain copies. Weights arrive as they are: results are bit-identical.
+
+In training the blocks are frozen and computed again in the backward pass (`WanDiT.checkpointing`), for which they
+come by once more, from last to first. All that autograd keeps of a weight is then made in that second visit and used
+up before the next block's begins: autograd runs what was recorded last first, and a block is not computed again before
+the gradient of its output is there. Nothing is ever copied back.
 """
 
 from __future__ import annotations
@@ -56,23 +61,26 @@ class Packed:
 class BlockOffload:
     """Passes the blocks through two slots on the device, so at most two are there.
 
+    A block's parameters are those in its slot from its forward on until another is sent for into that slot: a backward
+    pass may hold the parameters themselves.
     `resident` tells which block each slot holds, `copied` how many blocks were copied to the device so far.
     """
 
-    def __init__(self, blocks: list[nn.Module], device: torch.device):
-        self.packed = [Packed(block) for block in blocks]
+    def __init__(self, dit: WanDiT, device: torch.device):
+        self.dit, self.packed = dit, [Packed(block) for block in dit.blocks]
         size = max(packed.size for packed in self.packed)
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
         for packed in self.packed:
             packed.places += [packed.views(slot) for slot in self.slots]
         self.resident: list[int | None] = [None, None]
         self.active = 1  # the slot that computes
+        self.last = 0  # the block that was entered last
         self.copied = 0
         self.cuda = device.type == "cuda"
         if self.cuda:
             self.stream = torch.cuda.Stream(device)
             self.stream.wait_stream(torch.cuda.current_stream(device))  # the slots' memory may still be read there
-            self.arrived, self.computed = ([torch.cuda.Event() for _ in self.slots] for _ in range(2))
+            self.arrived = [torch.cuda.Event() for _ in self.slots]
         self.locked: list[Tensor] = []
         for packed in self.packed if self.cuda else ():
             _page_lock(packed.home)
@@ -83,9 +91,12 @@ class BlockOffload:
         if index in self.resident:
             return self.resident.index(index)
         slot, home = 1 - self.active, self.packed[index].home
+        if (gone := self.resident[slot]) is not None:
+            self.packed[gone].move(0)
         target = self.slots[slot][: len(home)]
         if self.cuda:
-            self.stream.wait_event(self.computed[slot])
+            # all that reads this slot has been launched by now: the pass of the block before, or its whole backward
+            self.stream.wait_stream(torch.cuda.current_stream(target.device))
             with torch.cuda.stream(self.stream):
                 target.copy_(home, non_blocking=True)
             self.arrived[slot].record(self.stream)
@@ -96,25 +107,23 @@ class BlockOffload:
         return slot
 
     def enter(self, index: int) -> None:
-        """Before a block's forward: its weights are those in its slot, and the next block is sent for."""
+        """Before a block's forward, in a backward pass too: its weights are those in its slot, and the block that
+        comes next is sent for."""
         if torch.is_grad_enabled():
-            raise UserError(
-                "blocks cannot be offloaded while gradients are recorded",
-                got="a forward pass with gradients",
-                expected="inference: the weights are gone before a backward pass",
-                do="run under torch.inference_mode() or torch.no_grad(), or train without offload",
-            )
+            check_training(self.dit.checkpointing, any(p.requires_grad for p in self.packed[index].parameters))
         self.active = self.fetch(index)
         if self.cuda:
             torch.cuda.current_stream(self.slots[0].device).wait_event(self.arrived[self.active])
         self.packed[index].move(1 + self.active)
-        self.fetch((index + 1) % len(self.packed))
+        self.fetch(self._next(index) % len(self.packed))
+        self.last = index
 
-    def leave(self, index: int) -> None:
-        """After a block's forward: its weights are those at home."""
-        if self.cuda:
-            self.computed[self.active].record(torch.cuda.current_stream(self.slots[0].device))
-        self.packed[index].move(0)
+    def _next(self, index: int) -> int:
+        """The block after; where gradients are recorded, the passes turn at the last block and at the first, and a
+        block below the one before is on the way back."""
+        if not torch.is_grad_enabled() or index == 0:
+            return index + 1
+        return index - 1 if index < self.last or index == len(self.packed) - 1 else index + 1
 
     def close(self) -> None:
         """Wait for copies under way, let every weight be the one at home, free the slots."""
@@ -125,6 +134,19 @@ class BlockOffload:
         for home in self.locked:
             torch.cuda.cudart().cudaHostUnregister(home.data_ptr())
         self.packed, self.slots, self.locked = [], [], []
+
+
+def check_training(checkpointing: str, trained: bool = False) -> None:
+    """Raise UserError where a backward pass would not find offloaded weights, or they would be `trained` themselves."""
+    if checkpointing == "none" or trained:
+        raise UserError(
+            "blocks cannot be offloaded in this training",
+            got="blocks that are trained themselves" if trained else "checkpointing none: their weights would be kept",
+            expected="frozen blocks that are computed again in the backward pass",
+            do="run without offload, or under torch.no_grad()"
+            if trained
+            else "add --checkpointing blocks (or attention)",
+        )
 
 
 def _make_ordinary(module: nn.Module) -> None:
@@ -151,7 +173,7 @@ def blocks(dit: WanDiT, device: torch.device | str) -> Iterator[BlockOffload]:
     """Within the context `dit` runs on `device` with at most two of its blocks there; the rest of it moves there whole.
 
     Afterwards all of it is in host memory. Raises UserError for blocks that do not begin there, and in a forward pass
-    that records gradients.
+    that records gradients for blocks that are trained or not checkpointed.
     """
     device = torch.device(device)
     places = sorted({str(parameter.device) for parameter in dit.blocks.parameters()})
@@ -163,11 +185,10 @@ def blocks(dit: WanDiT, device: torch.device | str) -> Iterator[BlockOffload]:
             do="load the model on the CPU before offloading it",
         )
     with torch.inference_mode(False):  # the weights outlive an inference mode around this context
-        offload = BlockOffload(list(dit.blocks), device)
+        offload = BlockOffload(dit, device)
     hooks = []
     for index, block in enumerate(dit.blocks):
         hooks.append(block.register_forward_pre_hook(lambda module, args, index=index: offload.enter(index)))
-        hooks.append(block.register_forward_hook(lambda module, args, out, index=index: offload.leave(index)))
     try:
         _move_others(dit, device)
         yield offload

@@ -1,37 +1,35 @@
-"""Which scored candidates become preference pairs: pure rules, no files.
+"""Which scored candidates become preference pairs: pure rules on columns, no files.
 
 Only videos of one input (portrait, voice and prompt) are compared. A video may be chosen in one dimension and rejected
-in another. Orders are by margin, then by id: the same scores give the same pairs.
+in another. Candidates are columns in the order of their ids, and a video is its place there; pairs are columns of such
+places, largest margins first and then by id, so the same scores give the same pairs. Comparisons are made some at a
+time: memory follows the pairs that are kept, whatever the number of candidates of an input.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
-from .errors import UserError, some
+import numpy as np
+
+from .errors import UserError
 
 DIMENSIONS = ("mn", "ls", "vq")
-Scores = Mapping[str, float]  # dimension -> z = logit(Yes) - logit(No)
+SIDES = ("chosen", "rejected")
+REAL = "real"
+PIECE = 1 << 20  # comparisons made at once
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of margins, in the report
+LARGE_SHARE = 0.8  # of the chosen videos: more of one source is a style
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A scored video. `source` is real or the name of the model that made it, z its scores by dimension."""
-
-    video: str
-    input: str
-    source: str
-    split: str
-    z: Scores
+Margin = Callable[[np.ndarray, np.ndarray], np.ndarray]  # places of the better and of the worse videos -> margins
 
 
 @dataclass(frozen=True)
 class Pair:
-    """chosen and rejected are ids of videos; dimension mn, ls, vq or full; margin in units of z."""
+    """A row of a file of pairs. chosen and rejected are ids of videos; dimension mn, ls, vq or full; margin in z."""
 
     chosen: str
     rejected: str
@@ -39,6 +37,59 @@ class Pair:
     dimension: str
     margin: float
     split: str
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """n scored videos in the order of their ids: `input` [n] and `source` [n] are numbers, `sources` the names
+    of the latter (real, or the model that made it), `z` [n, 3] = logit(Yes) - logit(No), NaN where there is none."""
+
+    input: np.ndarray
+    source: np.ndarray
+    sources: Sequence[str]
+    z: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input)
+
+    @property
+    def real(self) -> np.ndarray:
+        """Which are real clips, [n]."""
+        return np.array([name == REAL for name in self.sources] or [False])[self.source]
+
+    def generated(self) -> Candidates:
+        """The same without the scores of real clips, which therefore pair with nothing."""
+        return dataclasses.replace(self, z=np.where(self.real[:, None], np.nan, self.z))
+
+    def scored(self, dimension: str) -> np.ndarray:
+        """Which have a score, [n]; for `full`, one in any dimension."""
+        known = ~np.isnan(self.z)
+        return known.any(1) if dimension == "full" else known[:, DIMENSIONS.index(dimension)]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """p pairs: places of the chosen and of the rejected videos, and margins in units of z, each [p]."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    margin: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    def __getitem__(self, places: slice | np.ndarray) -> Pairs:
+        return Pairs(self.chosen[places], self.rejected[places], self.margin[places])
+
+    def in_order(self) -> Pairs:
+        """Largest margins first, then by the ids of the chosen and of the rejected."""
+        return self[np.lexsort((self.rejected, self.chosen, -self.margin))]
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """All of them, one after the other."""
+    places = [np.concatenate([np.empty(0, np.int64), *(getattr(p, side) for p in parts)]) for side in SIDES]
+    return Pairs(*places, np.concatenate([np.empty(0), *(p.margin for p in parts)]))
 
 
 @dataclass(frozen=True)
@@ -50,111 +101,188 @@ class Rules:
     signs: bool = True
     cap: int = 0
 
-    def allow(self, better: float, worse: float) -> bool:
-        return better - worse >= self.margin and (not self.signs or (better >= 0 > worse))
+    def sides(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which videos may be chosen and which rejected, each [n], by scores z [n] or [n, dimensions]."""
+        known = ~np.isnan(z)
+        better, worse = (known & (z >= 0), known & (z < 0)) if self.signs else (known, known)
+        return (better, worse) if z.ndim == 1 else (better.all(1), worse.all(1))
 
 
-def groups(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
-    """Candidates by input, both in order of their ids. Raises UserError for a video that is there twice and for an
-    input in two splits."""
-    found: dict[str, list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda c: (c.input, c.video)):
-        found.setdefault(candidate.input, []).append(candidate)
-    twice = [video for video, n in Counter(c.video for group in found.values() for c in group).items() if n > 1]
-    torn = [name for name, group in found.items() if len({c.split for c in group}) > 1]
-    if twice or torn:
+# ---- the rules ----
+
+
+def pairs_by_score(candidates: Candidates, dimension: str, rules: Rules) -> Pairs:
+    """All pairs of one dimension that the rules allow, within inputs, largest margins first."""
+    return _by_value(candidates, candidates.z[:, DIMENSIONS.index(dimension)], rules)
+
+
+def pairs_by_count(candidates: Candidates, dimension: str, count: int, rules: Rules) -> Pairs:
+    """The `count` pairs of one dimension with the largest margins, or all that there are, whatever the margin of the
+    rules (their cap and signs hold). The last one's margin is that which gives so many. Raises UserError for none."""
+    rules = dataclasses.replace(rules, margin=math.ulp(0.0))
+    found = _by_value(candidates, candidates.z[:, DIMENSIONS.index(dimension)], rules, count)
+    if not len(found):
+        inputs = len(np.unique(candidates.input))
         raise UserError(
-            "these candidates cannot be paired",
-            got=f"videos twice: {some(twice) or 'none'}; inputs in two splits: {some(torn) or 'none'}",
-            expected="every video once, and all videos of an input in one split",
-            do="give each video an id of its own, and split by input",
+            f"no pairs in dimension {dimension}",
+            got=f"{len(candidates)} candidates, {inputs} inputs, none with a better and a worse video",
+            expected="inputs with several scored videos that the critic tells apart",
+            do="score more candidates for each input, or allow pairs of one sign",
         )
     return found
 
 
-def pairs_by_score(candidates: Iterable[Candidate], dimension: str, rules: Rules) -> list[Pair]:
-    """All pairs of one dimension that the rules allow, within groups, largest margins first."""
-    found = []
-    for name, group in groups(candidates).items():
-        for better, worse in permutations(group, 2):
-            if dimension in better.z and dimension in worse.z and rules.allow(better.z[dimension], worse.z[dimension]):
-                margin = better.z[dimension] - worse.z[dimension]
-                found.append(Pair(better.video, worse.video, name, dimension, margin, better.split))
-    return capped(found, rules.cap)
+def pairs_by_mean(candidates: Candidates, rules: Rules) -> Pairs:
+    """`full` pairs by one number, the mean of the three scores, whatever each of them says."""
+    mn, ls, vq = candidates.z.T
+    return _by_value(candidates, (mn + ls + vq) / len(DIMENSIONS), rules)
 
 
-def pairs_by_dominance(candidates: Iterable[Candidate], rules: Rules) -> list[Pair]:
+def pairs_by_dominance(candidates: Candidates, rules: Rules) -> Pairs:
     """`full` pairs mined from candidates: better by the margin in all three dimensions; the smallest margin counts."""
-    found = []
-    for name, group in groups(candidates).items():
-        for better, worse in permutations(group, 2):
-            if dominates(better.z, worse.z, rules):
-                margin = min(better.z[d] - worse.z[d] for d in DIMENSIONS)
-                found.append(Pair(better.video, worse.video, name, "full", margin, better.split))
-    return capped(found, rules.cap)
+    z = candidates.z
+    better, worse = rules.sides(z)
+    return select(candidates.input, better, worse, lambda b, w: (z[b] - z[w]).min(1), rules.margin, rules.cap)
 
 
-def pairs_with_real(candidates: Iterable[Candidate], rules: Rules | None) -> tuple[list[Pair], int]:
-    """The paper's `full` pairs: the real clip against each clip generated from its first frame and its voice, and how
-    many of them the critic would not have agreed to (left out where `rules` are given)."""
-    found, refused = [], 0
-    for name, group in groups(candidates).items():
-        for real, made in ((a, b) for a, b in permutations(group, 2) if a.source == "real" != b.source):
-            margins = [real.z[d] - made.z[d] for d in DIMENSIONS if d in real.z and d in made.z]
-            agreed = rules is None or dominates(real.z, made.z, rules)
-            refused += not agreed
-            if agreed:
-                found.append(Pair(real.video, made.video, name, "full", min(margins, default=0.0), real.split))
-    return capped(found, rules.cap if rules else 0), refused
+def pairs_with_real(candidates: Candidates, rules: Rules | None) -> tuple[Pairs, int, int]:
+    """The paper's `full` pairs: the real clip against each clip generated from its first frame and its voice; with how
+    many of these comparisons the critic would not have agreed (left out where `rules` are given), and of how many."""
+    group, z, real = candidates.input, candidates.z, candidates.real
+    compared = int(np.bincount(group[~real], minlength=_groups(candidates))[group[real]].sum())
+    if rules is None:
+        return select(group, real, ~real, lambda b, w: _smallest_known(z[b] - z[w]), -math.inf), 0, compared
+    better, worse = rules.sides(z)
+    agreed = select(group, real & better, ~real & worse, lambda b, w: (z[b] - z[w]).min(1), rules.margin)
+    return capped(agreed, rules.cap), compared - len(agreed), compared
 
 
-def dominates(better: Scores, worse: Scores, rules: Rules) -> bool:
-    """Whether the margin (and, if asked for, the signs) hold in all three dimensions."""
-    return all(d in better and d in worse and rules.allow(better[d], worse[d]) for d in DIMENSIONS)
+def _groups(candidates: Candidates) -> int:
+    return int(candidates.input.max(initial=-1)) + 1
 
 
-def capped(pairs: Iterable[Pair], cap: int) -> list[Pair]:
-    """Largest margins first, each video in at most `cap` pairs."""
-    ordered = sorted(pairs, key=lambda pair: (-pair.margin, pair.chosen, pair.rejected))
-    if not cap:
-        return ordered
-    kept, uses = [], Counter()
-    for pair in ordered:
-        if uses[pair.chosen] < cap and uses[pair.rejected] < cap:
-            kept.append(pair)
-            uses.update((pair.chosen, pair.rejected))
-    return kept
+def _smallest_known(differences: np.ndarray) -> np.ndarray:
+    """The smallest of [p, 3] that is known; 0 where none is."""
+    least = np.where(np.isnan(differences), np.inf, differences).min(1)
+    return np.where(np.isinf(least), 0.0, least)
 
 
-def margin_for(candidates: Sequence[Candidate], dimension: str, count: int, rules: Rules) -> float:
-    """The margin at which a dimension yields `count` pairs, or all that there are (cap and signs of the rules held)."""
-    open_rules = Rules(-math.inf if rules.signs else 0.0, rules.signs, rules.cap)
-    found = pairs_by_score(candidates, dimension, open_rules)
-    if not found:
-        raise UserError(
-            f"no pairs in dimension {dimension}",
-            got=f"{len(candidates)} candidates, {len(groups(candidates))} groups, none with a better and a worse video",
-            expected="inputs with several scored videos that the critic tells apart",
-            do="score more candidates for each input, or allow pairs of one sign",
-        )
-    return max(found[min(count, len(found)) - 1].margin, math.ulp(0.0))
+def _by_value(candidates: Candidates, value: np.ndarray, rules: Rules, count: int | None = None) -> Pairs:
+    better, worse = rules.sides(value)
+    return select(candidates.input, better, worse, lambda b, w: value[b] - value[w], rules.margin, rules.cap, count)
 
 
-def yields(pairs: Sequence[Pair], candidates: Sequence[Candidate], own: str = "fantasytalking") -> dict:
-    """What to know of a set of pairs: groups without one, share of chosen videos by source (one model that wins all is
-    a style, not a preference), share of pairs with videos of the trained model itself (`own`)."""
-    source = {candidate.video: candidate.source for candidate in candidates}
-    inputs = {candidate.input for candidate in candidates}
-    chosen, rejected = (Counter(source[getattr(pair, side)] for pair in pairs) for side in ("chosen", "rejected"))
-    total, with_own = max(len(pairs), 1), sum(own in (source[p.chosen], source[p.rejected]) for p in pairs)
-    margins = sorted(pair.margin for pair in pairs)
+# ---- comparing ----
+
+
+def select(
+    group: np.ndarray,
+    better: np.ndarray,
+    worse: np.ndarray,
+    margin: Margin,
+    least: float,
+    cap: int = 0,
+    count: int | None = None,
+) -> Pairs:
+    """Pairs in order of those that may be chosen with those that may be rejected (masks [n]) in the same group [n], of
+    a margin of at least `least`, each video in at most `cap`, the first `count` of them."""
+    kept, waiting = [], []
+    for b, w, complete in comparisons(group, better, worse):
+        margins = margin(b, w)
+        enough = margins >= least
+        waiting.append(Pairs(b[enough], w[enough], margins[enough]))
+        if cap and not complete:
+            continue  # a cap needs all pairs of a video, and they are all of one group
+        kept.append(capped(joined(waiting), cap) if cap else joined(waiting))
+        waiting = []
+        if count is not None and sum(map(len, kept)) >= max(2 * count, PIECE // 4):
+            kept = [joined(kept).in_order()[:count]]
+            least = max(least, float(kept[0].margin[-1]))  # a smaller one cannot be among the first any more
+    return joined(kept).in_order()[:count]
+
+
+def comparisons(
+    group: np.ndarray, better: np.ndarray, worse: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """All pairs of places (b, w) of one group, not of a video with itself, some at a time; and whether all those of the
+    groups so far are out."""
+    by_group = np.argsort(group, kind="stable")
+    left, right = by_group[better[by_group]], by_group[worse[by_group]]
+    sizes = np.bincount(group[right], minlength=int(group.max(initial=-1)) + 1)
+    number, begin = sizes[group[left]], (np.cumsum(sizes) - sizes)[group[left]]
+    for first, last, complete in _pieces(group[left], np.cumsum(number)):
+        here = number[first:last]
+        b = np.repeat(left[first:last], here)
+        w = right[np.arange(len(b)) + np.repeat(begin[first:last] - (np.cumsum(here) - here), here)]
+        other = b != w
+        yield b[other], w[other], complete
+
+
+def _pieces(group: np.ndarray, total: np.ndarray) -> Iterator[tuple[int, int, bool]]:
+    """Ranges of rows, sorted by group, with about PIECE comparisons (`total` is their running sum), which end with a
+    group where that is possible; and whether they do."""
+    first, rows = 0, len(total)
+    while first < rows:
+        before = total[first - 1] if first else 0
+        last = max(int(np.searchsorted(total, before + PIECE, side="right")), first + 1)
+        if last < rows and group[last - 1] == group[last]:
+            begun = int(np.searchsorted(group, group[last]))
+            last = begun if begun > first else last
+        yield first, last, last == rows or bool(group[last - 1] != group[last])
+        first = last
+
+
+def capped(pairs: Pairs, cap: int) -> Pairs:
+    """Largest margins first, each video in at most `cap` pairs (0: any number)."""
+    pairs = pairs.in_order()
+    if not cap or not len(pairs):
+        return pairs
+    uses = [0] * (1 + int(max(pairs.chosen.max(), pairs.rejected.max())))
+    kept = np.zeros(len(pairs), bool)
+    for place, (chosen, rejected) in enumerate(zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True)):
+        if uses[chosen] < cap and uses[rejected] < cap:
+            kept[place] = True
+            uses[chosen] += 1
+            uses[rejected] += 1
+    return pairs[kept]
+
+
+# ---- the report ----
+
+
+def yields(pairs: Pairs, candidates: Candidates, dimension: str, own: str = "fantasytalking") -> dict:
+    """What to know of a set of pairs: inputs without one, share of chosen videos by source (one model that wins all is
+    a style, not a preference), share of pairs with videos of the trained model itself (`own`) and of those without
+    (`off_policy_share`)."""
+    inputs, scored = np.unique(candidates.input), candidates.scored(dimension)
+    sizes = np.bincount(candidates.input[scored], minlength=_groups(candidates))
+    is_own = np.array([name == own for name in candidates.sources] or [False])[candidates.source]
+    with_own = float((is_own[pairs.chosen] | is_own[pairs.rejected]).mean()) if len(pairs) else 0.0
+    margins = np.sort(pairs.margin)
     return {
         "pairs": len(pairs),
         "groups": len(inputs),
-        "groups_without": len(inputs - {pair.input for pair in pairs}),
-        "chosen_by_source": {name: n / total for name, n in sorted(chosen.items())},
-        "rejected_by_source": {name: n / total for name, n in sorted(rejected.items())},
-        "own_share": with_own / total,
-        "splits": dict(sorted(Counter(pair.split for pair in pairs).items())),
-        "margins": {q: margins[int(q * (len(margins) - 1))] for q in (0.0, 0.5, 1.0)} if margins else {},
+        "groups_without": len(inputs) - len(np.unique(candidates.input[pairs.chosen])),
+        "groups_of_one": int((sizes == 1).sum()),
+        "videos_without_score": int((~scored).sum()),
+        "chosen_by_source": _shares(candidates, pairs.chosen),
+        "rejected_by_source": _shares(candidates, pairs.rejected),
+        "own_share": with_own,
+        "off_policy_share": 1 - with_own if len(pairs) else 0.0,
+        "margins": {q: float(margins[int(q * (len(margins) - 1))]) for q in QUANTILES} if len(margins) else {},
     }
+
+
+def _shares(candidates: Candidates, places: np.ndarray) -> dict[str, float]:
+    """The share of each source among videos, by name."""
+    counts = np.bincount(candidates.source[places], minlength=len(candidates.sources))
+    told = {name: int(n) / len(places) for name, n in zip(candidates.sources, counts, strict=True) if n}
+    return dict(sorted(told.items()))
+
+
+def style_warning(told: dict, dimension: str, sources: Iterable[str]) -> str | None:
+    """A word about pairs of which one of several sources wins nearly all: they teach its style."""
+    name, share = max(told["chosen_by_source"].items(), key=lambda item: item[1], default=("", 0.0))
+    if share <= LARGE_SHARE or len(set(sources)) < 2:
+        return None
+    return f"{dimension}: {share:.0%} of the chosen videos are of {name}; what is learned may be its style"

@@ -23,7 +23,7 @@ from torch import Tensor
 from .errors import UserError
 
 Diagnostics = dict[str, float]
-LOSSES = ("dpo", "ipo", "simpo", "hinge")
+LOSSES = ("dpo", "ipo", "simpo", "hinge", "sft")
 FORMS = ("buffers", "prepass")
 
 
@@ -33,11 +33,21 @@ def video_error(velocity: Tensor, target: Tensor, mask: Tensor | None = None) ->
 
     Raises UserError for a mask without area, for it would be 0 / 0.
     """
+    return masked_mean(error_map(velocity, target), mask)
+
+
+def error_map(velocity: Tensor, target: Tensor) -> Tensor:
+    """(v - v*)^2 [B, F, h, w] of velocities [B, C, F, h, w], the mean over channels: what an error is made of, before a
+    mask is laid on it."""
     wide = torch.promote_types(torch.promote_types(velocity.dtype, target.dtype), torch.float32)
-    squared = (velocity.to(wide) - target.to(wide)).square()
+    return (velocity.to(wide) - target.to(wide)).square().mean(1)
+
+
+def masked_mean(errors: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Maps [B, F, h, w] -> errors [B]: their mean, over the area of masks [B, F, h, w] where these are given."""
     if mask is None:
-        return squared.flatten(1).mean(1)
-    mask = mask.to(wide)
+        return errors.flatten(1).mean(1)
+    mask = mask.to(errors.dtype)
     area = mask.flatten(1).sum(1)
     if not torch.compiler.is_compiling() and bool((area == 0).any()):
         raise UserError(
@@ -46,7 +56,7 @@ def video_error(velocity: Tensor, target: Tensor, mask: Tensor | None = None) ->
             expected="some lips in every video that is compared by them",
             do="leave these pairs out (train.pairs and train.cache count them), or train without the mask",
         )
-    return (squared * mask[:, None]).flatten(1).sum(1) / (velocity.shape[1] * area)  # Eq. 2
+    return (errors * mask).flatten(1).sum(1) / area  # Eq. 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,8 @@ class Objective:
     """Which loss of the margin, and what is added to it.
 
     loss: `dpo`; `ipo`, the same minimiser m = 1/beta as (m - 1/beta)^2, scaled so that learning rates carry over;
-    `simpo`, without a reference, whose beta is calibrated (`simpo_beta`); `hinge`. label_smoothing: the share of pairs
+    `simpo`, without a reference, whose beta is calibrated (`simpo_beta`); `hinge`; `sft`, the chosen videos' own error
+    and nothing else, to compare with. label_smoothing: the share of pairs
     that are believed to be labelled the wrong way round (dpo). sft_weight: times the chosen videos' own error.
     anchor_weight: times beta/2 relu(e - e_ref) of the chosen, which at 1 outweighs any pull of Eq. 1 that lets a chosen
     video's error rise above the reference's (likelihood displacement).
@@ -80,12 +91,12 @@ class Objective:
                 "these additions to the loss make no sense",
                 got=f"loss {self.loss}, SFT weight {self.sft_weight}, anchor weight {self.anchor_weight}",
                 expected="weights of 0 and more, and an anchor only where there is a reference to hold on to",
-                do="leave the anchor out with simpo, or use dpo, ipo or hinge",
+                do="leave the anchor out with simpo and sft, or use dpo, ipo or hinge",
             )
 
     @property
     def needs_reference(self) -> bool:
-        return self.loss != "simpo"
+        return self.loss not in ("simpo", "sft")
 
     def __call__(
         self, chosen: Tensor, rejected: Tensor, reference_chosen: Tensor | None, reference_rejected: Tensor | None
@@ -96,6 +107,8 @@ class Objective:
         gains = reference_chosen - chosen, reference_rejected - rejected
         margin = gains[0] - gains[1]
         logit = self.beta / 2 * margin - (self.gamma if self.loss == "simpo" else 0.0)
+        if self.loss == "sft":
+            return chosen.mean(), diagnose(logit, margin, *gains)
         loss = self.of_logit(logit).mean() + self.sft_weight * chosen.mean()
         if self.anchor_weight:
             loss = loss + self.anchor_weight * self.beta / 2 * F.relu(-gains[0]).mean()

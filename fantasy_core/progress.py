@@ -11,12 +11,12 @@ SECONDS_BETWEEN_LINES = 2.0
 
 
 class Progress:
-    """`total` steps of the work called `name`. A context manager; call `step` after each."""
+    """`total` steps of the work called `name`. A context manager; call `step` after each. Not `shown`, it is silent."""
 
-    def __init__(self, name: str, total: int):
-        self.name, self.total, self.done = name, total, 0
+    def __init__(self, name: str, total: int, shown: bool = True):
+        self.name, self.total, self.done, self.shown = name, total, 0, shown
         self.begun = self.told = time.monotonic()
-        self.bar = tqdm(total=total, desc=name, unit="step") if sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, desc=name, unit="step") if shown and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
@@ -33,7 +33,7 @@ class Progress:
             self.bar.update()
             return
         now = time.monotonic()
-        if self.done in (1, self.total) or now - self.told >= SECONDS_BETWEEN_LINES:
+        if self.shown and (self.done in (1, self.total) or now - self.told >= SECONDS_BETWEEN_LINES):
             self.told = now
             left = (now - self.begun) / self.done * (self.total - self.done)
             note = f", {note}" if note else ""

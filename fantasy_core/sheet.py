@@ -1,4 +1,7 @@
-"""A video's frames at a glance: `python -m fantasy_core.sheet VIDEO --out SHEET.png`. Not in the paper."""
+"""A video's frames at a glance: `python -m fantasy_core.sheet VIDEO --out SHEET.png`. Not in the paper.
+
+Several videos take turns, row by row, so that the same moments of each stand one above the other.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .errors import UserError, report
+from .errors import UserError, report, some
 from .media import contact_sheet, read_video
 
 SMALLEST_SIDE = 96  # pixels: the miniature's 64 are hard to see
@@ -35,10 +38,15 @@ def enlarge(frames: Tensor) -> Tensor:
     return functional.interpolate(frames, scale_factor=factor, mode="nearest") if factor > 1 else frames
 
 
+def filled(row: Tensor, columns: int) -> Tensor:
+    """A row of a sheet, white where frames are missing."""
+    return functional.pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=1.0)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     flags = argparse.ArgumentParser(prog="python -m fantasy_core.sheet", description=__doc__)
-    flags.add_argument("video", help="a video file")
+    flags.add_argument("videos", nargs="+", help="video files of one size")
     flags.add_argument("--out", required=True, help="the picture to write (.png)")
     flags.add_argument("--frames", type=int, default=24, help="how many frames (24)")
     flags.add_argument("--columns", type=int, default=8, help="frames in a row (8)")
@@ -52,7 +60,19 @@ def make(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             got = f"--{name} {getattr(args, name)}"
             raise UserError("nothing to show", got=got, expected="1 or more", do=f"leave --{name} out")
-    contact_sheet(enlarge(pick(args.video, args.frames)), args.out, columns=args.columns)
+    shown = [enlarge(pick(video, args.frames)) for video in args.videos]
+    if len({frames.shape for frames in shown}) > 1:
+        raise UserError(
+            "these videos do not fit on one sheet",
+            got=some(
+                f"{v}: {len(f)} frames of {f.shape[3]} x {f.shape[2]}" for v, f in zip(args.videos, shown, strict=True)
+            ),
+            expected="one size, and as many frames in each",
+            do="make a sheet of each, or scale the videos to one size",
+        )
+    turns = zip(*(frames.split(args.columns) for frames in shown), strict=True)
+    rows = [filled(row, args.columns) for turn in turns for row in turn]
+    contact_sheet(torch.cat(rows), args.out, columns=args.columns)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError, some
+from .recompute import run_block
 
 if TYPE_CHECKING:
     from .audio import AudioTokens
@@ -322,7 +322,7 @@ class Head(Float32Parameters):
 class WanDiT(nn.Module):
     """Predicts the velocity (noise - x0) of noisy video latents.
 
-    `checkpointing = True` recomputes each block in the backward pass instead of keeping its activations.
+    `checkpointing`: "blocks" or "attention" computes blocks again in the backward pass instead of keeping activations.
     Residuals have the dtype of the linears; time embedding, norms, modulation and head stay fp32 after `.to(dtype)`.
     """
 
@@ -330,7 +330,7 @@ class WanDiT(nn.Module):
         super().__init__()
         dim = config.dim
         self.config = config
-        self.checkpointing = False
+        self.checkpointing = "none"
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         gelu = nn.GELU(approximate="tanh")
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), gelu, nn.Linear(dim, dim))
@@ -392,10 +392,7 @@ class WanDiT(nn.Module):
         rope = angles(grid, self.config.head_dim, x.device)
         context = self.embed_context(text.to(dtype), clip, audio, audio_scale)
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, modulation, rope, context, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, modulation, rope, context)
+            x = run_block(block, x, modulation, rope, context, checkpointing=self.checkpointing)
         return self.unpatch(self.head(x, t_emb), grid).to(latents.dtype)
 
     def embed_context(

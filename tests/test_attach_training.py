@@ -98,11 +98,12 @@ def test_merging_where_no_gradient_passes():
     assert {choice.strategy for choice in attached.chosen.values()} == {"merged"}
 
 
+@pytest.mark.parametrize("how", ["blocks", "attention"])
 @pytest.mark.parametrize("backward", ["together", "in order", "reversed"])
-def test_checkpointing_recomputes_with_the_weights_of_its_own_forward(backward):
+def test_checkpointing_recomputes_with_the_weights_of_its_own_forward(backward, how):
     """Two forwards at different timesteps before any backward: blocks that are run again see their own weights."""
     found = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", how):
         torch.manual_seed(0)
         dit, bank, gate = trainee()
         dit.checkpointing = checkpointing
@@ -140,7 +141,7 @@ def test_checkpointing_in_diffusers():
 def test_recomputing_after_the_context_is_refused_by_torch():
     """Without experts the blocks would compute something else: an error, never another gradient."""
     dit, bank, gate = trainee()
-    dit.checkpointing = True
+    dit.checkpointing = "blocks"
     with attach(dit, bank, gate):
         (loss,) = losses(dit, 500.0)
     with pytest.raises(CheckpointError):

@@ -23,6 +23,7 @@ from fantasy_core.miniature.world import FPS, draw_clip
 from fantasy_core.weights import save_tensors
 from train import cache as stage
 from train.shards import Cache, condition_of
+from train.tables import rows_of, write_rows_of
 
 FRAMES = 17
 
@@ -75,6 +76,14 @@ def test_shards_are_filled_and_nothing_is_encoded_twice(world, tmp_path, capsys)
     assert stage.main(arguments(world, tmp_path / "c", "--shard-bytes", "150000")) == 0
     assert "4 of them cached already" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
+
+
+def test_videos_in_parquet_are_the_same_videos(world, tmp_path, capsys):
+    """The second time they come from parquet, and all of them are there already."""
+    write_rows_of(world / "videos.parquet", list(rows_of(world / "videos.jsonl", stage.Source)))
+    for name, already in (("videos.jsonl", 0), ("videos.parquet", 4)):
+        assert stage.main(["--videos", f"{world}/{name}", "--out", str(tmp_path / "c")]) == 0
+        assert f"4 videos, {already} of them cached already" in capsys.readouterr().out
 
 
 def test_a_changed_video_is_encoded_anew(world, tmp_path):

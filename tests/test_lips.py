@@ -31,6 +31,7 @@ from fantasy_core.lips import (
     track,
     turned,
 )
+from fantasy_core.metrics.face_tracks import mediapipe_faces
 
 CACHE = Path.home() / ".cache" / "fantasytalking2"
 TASK = Path(os.environ.get("FACE_LANDMARKER_TASK") or CACHE / "face_landmarker.task")
@@ -237,6 +238,14 @@ def test_a_real_portrait(detectors, astronaut):
     rows, columns = np.nonzero(mask > 0.5)
     assert 128 < rows.min() < rows.max() < 168 and 190 < columns.min() < columns.max() < 258
     assert 0.002 < mask.mean() < 0.005
+
+
+def test_a_box_around_a_real_face(detectors, astronaut):
+    """By eye her face lies at columns 181 to 271, rows 72 (the hairline) to 177 (the chin)."""
+    with mediapipe_faces(TASK) as faces:
+        (box,) = faces(astronaut)
+        assert faces(np.zeros_like(astronaut)) == []
+    assert np.abs(np.subtract(box, (181, 72, 271, 177))).max() < 12
 
 
 def test_a_real_face_that_moves_is_missing_and_small(detectors, astronaut):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,17 @@ def test_only_what_a_dead_process_left_is_removed(tmp_path):
         (tmp_path / name).touch()
     remove_partials(tmp_path / "v[1].mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_a_process_that_nobody_waits_for_is_dead(tmp_path):
+    """As the orphans of a killed run are where the first process of a container waits for nobody."""
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    ended.stdout.read()  # until its end
+    (tmp_path / f".v.mp4.{ended.pid}.part").touch()
+    for _ in range(1000):
+        remove_partials(tmp_path / "v.mp4")
+        if not list(tmp_path.iterdir()):
+            break
+        time.sleep(0.01)
+    assert not list(tmp_path.iterdir()) and ended.returncode is None
+    ended.wait()

@@ -14,7 +14,7 @@ import torch
 from fantasy_core.experts import load_expert
 from fantasy_core.miniature.world import draw_clip
 from train import expert, gate, miniature, pairs
-from train.miniature_candidates import VARIANTS, mouth_mask
+from train.miniature_candidates import GUIDANCE, mouth_mask
 from train.shards import Cache
 
 INPUTS, FRAMES = 4, 9
@@ -43,7 +43,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_every_input_has_its_real_clip_and_its_variants(chain):
     videos, scores = rows(chain / "videos.jsonl"), rows(chain / "scores.jsonl")
-    assert len(videos) == INPUTS * (1 + len(VARIANTS)) and sum(row["source"] == "real" for row in videos) == INPUTS
+    assert len(videos) == INPUTS * (1 + len(GUIDANCE)) and sum(row["source"] == "real" for row in videos) == INPUTS
     assert [row["video"] for row in videos] == [row["video"] for row in scores]
     made = [row["video"] for row in videos if row["source"] != "real"]
     for dimension in ("mn", "ls", "vq"):

@@ -50,13 +50,16 @@ def modules(requirements: list[str]) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    """Third-party modules of the core are its dependencies (all of them used), train's are in the extra `train`.
+    """Third-party modules of the core are its dependencies (all of them used), train's are in its extras.
 
     protobuf is imported by transformers, which does not ask for it, when it reads a SentencePiece tokenizer.
     """
     core = modules(PROJECT["dependencies"]) - {"protobuf"}
-    optional = modules([*EXTRAS["lips"], *EXTRAS["flash"]])
-    allowed = {"fantasy_core": core | optional, "train": core | modules(EXTRAS["train"])}
+    optional = modules([*EXTRAS["lips"], *EXTRAS["flash"], *EXTRAS["critic"]])
+    allowed = {
+        "fantasy_core": core | optional,
+        "train": core | modules([*EXTRAS["train"], *EXTRAS["adam8bit"], *EXTRAS["vllm"]]),
+    }
     ours = set(sys.stdlib_module_names) | {"fantasy_core", "train"}
     used = {}
     for package, names in allowed.items():

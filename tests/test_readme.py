@@ -48,20 +48,22 @@ def test_make_commands_exist(words):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("words", commands("python -m"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("python -m") + commands("accelerate launch"), ids=" ".join)
 def test_python_commands_parse(words, capsys):
     """The module has a command, and every flag that README shows is one that its --help explains."""
-    module = importlib.import_module(words[2])
+    name, *flags = words[1 + words.index("-m") :]
+    module = importlib.import_module(name)
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
     assert stop.value.code == 0
     explained = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
-    assert {word for word in words if word.startswith("--")} <= explained
+    assert {word for word in flags if word.startswith("--")} <= explained
 
 
 def test_files_that_readme_names_exist():
     """Paths in backticks or links that lie in our own folders exist."""
     named = re.findall(r"[`(]((?:fantasy_core|train|tests|nodes|assets)/[\w./-]+)[`)]", README)
+    named += re.findall(r"--config_file (\S+)", README)
     assert named
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing, f"README names {missing}"

@@ -48,6 +48,26 @@ def test_sheet_shows_the_frames_in_order(video, tmp_path):
     assert np.abs(pixels[64, [64, 192, 320]] - [0, 127.5, 255]).max() <= 2.5
 
 
+def test_several_videos_take_turns(video, tmp_path):
+    """A copy beside the original, three of five frames a row: rows 1 and 2, 3 and 4 are alike, and the last two end in
+    white."""
+    copy, picture = tmp_path / "copy.mp4", tmp_path / "sheet.png"
+    copy.write_bytes(video.read_bytes())
+    assert sheet.main([str(video), str(copy), "--out", str(picture), "--frames", "5", "--columns", "3"]) == 0
+    pixels = np.asarray(Image.open(picture).convert("L"), dtype=int)
+    assert pixels.shape == (4 * 128, 3 * 128)
+    rows = pixels.reshape(4, 128, 384)
+    assert (rows[0] == rows[1]).all() and (rows[2] == rows[3]).all() and (rows[0] != rows[2]).any()
+    assert (rows[2:, :, 256:] == 255).all()
+
+
+def test_videos_of_two_sizes_are_refused(video, tmp_path, capsys):
+    with VideoWriter(tmp_path / "wide.mp4", 23) as writer:
+        writer.write(torch.zeros(9, 3, 64, 96))
+    assert sheet.main([str(video), str(tmp_path / "wide.mp4"), "--out", str(tmp_path / "sheet.png")]) == 2
+    assert "do not fit on one sheet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--frames", "0"], ["--columns", "-1"]])
 def test_counts_below_one_are_refused(video, tmp_path, flags, capsys):
     picture = tmp_path / "sheet.png"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_cache import FRAMES, write_clip
 
-from fantasy_core.experts import load_expert
+from fantasy_core.experts import load_expert, save_expert
 from fantasy_core.gate_files import load_gate
 from fantasy_core.miniature import load_components
 from fantasy_core.pair_rules import Pair
@@ -59,7 +59,7 @@ def expert_arguments(data: Path, out: Path, dimension: str = "ls", **settings) -
 
 def log_of(out: Path) -> list[dict]:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key != "measured"} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_only_the_lips_count_for_lip_sync(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"unit": "input"}, {"form": "prepass"}, {"loss": "ipo"}, {"checkpointing": "true"}]
+    "settings", [{"unit": "input"}, {"form": "prepass"}, {"loss": "ipo"}, {"checkpointing": "blocks"}]
 )
 def test_other_ways_to_the_same_pairs(data, alone, tmp_path, settings):
     """One pair an input here, so sharing its draw, the pre-pass and recomputed blocks lead to the same losses (fp32
@@ -259,6 +259,21 @@ def test_a_dry_run_finds_experts_that_do_not_fit(data, experts, tmp_path, capsys
         arguments[arguments.index("--expert") + 1] = f"one={tmp_path}/{name}"
         assert gate_stage.main([*arguments, "--dry-run"]) == 2
         assert word in capsys.readouterr().err and not (tmp_path / "gate").exists()
+
+
+def test_experts_of_another_base_are_refused(data, experts, tmp_path, capsys):
+    """Of equal shapes, with other weights: told by the fingerprint that train.expert writes; a quantised copy is let in
+    by a flag."""
+    told = load_expert(experts)
+    assert told.metadata["tlpo.weights"] == load_components().fingerprint
+    for suffix in ("", ".audio"):
+        source = experts.with_name(f"other{suffix}.safetensors")
+        (tmp_path / f"other{suffix}.safetensors").write_bytes(source.read_bytes())
+    save_expert(tmp_path / "one.safetensors", told, {"tlpo.weights": "0123456789abcdef"})
+    arguments = [*gate_arguments(data, tmp_path / "gate", tmp_path / "one.safetensors"), "--dry-run"]
+    assert gate_stage.main(arguments) == 2
+    assert "one: 0123456789abcdef" in capsys.readouterr().err
+    assert gate_stage.main([*arguments, "--other-base", "true"]) == 0
 
 
 def test_a_run_that_goes_astray_keeps_its_last_state(data, tmp_path, capsys):

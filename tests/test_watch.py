@@ -14,8 +14,8 @@ from fantasy_core.pair_rules import Pair
 from fantasy_core.preference import Objective
 from train import expert as expert_stage
 from train import gate as gate_stage
+from train.errors import draw_sigma
 from train.run import write_rows
-from train.trainer import draw_sigma
 from train.watch import WINDOW, Watch, gate_statistics, sigma_quantiles
 
 

@@ -22,7 +22,15 @@ from safetensors.torch import save_file
 from fantasy_core.audio import AudioTokens
 from fantasy_core.errors import UserError
 from fantasy_core.wan import WanDiT
-from fantasy_core.weights import dit_config, find_wan, load_dit, load_fantasytalking, load_projection
+from fantasy_core.weights import (
+    dit_config,
+    find_wan,
+    load_dit,
+    load_fantasytalking,
+    load_projection,
+    open_tensors,
+    save_tensors,
+)
 
 T2V = replace(CONFIG, in_dim=16, clip_dim=0)
 
@@ -252,3 +260,14 @@ def test_the_projection_alone_is_not_enough(tmp_path, talking, dit):
     write_official_dit(tmp_path, dit, 1)
     with pytest.raises(UserError, match="projection alone"):
         load_fantasytalking(path, load_dit(tmp_path))
+
+
+def test_the_same_content_gives_the_same_file(tmp_path):
+    """Twenty metadata entries: one order of 20! by chance, so equal bytes mean that they are sorted; and they are read
+    back as they were given, quotes and umlauts too."""
+    told = {f"key {n}": f'"ä{n}"\n' for n in range(20)}
+    for name in ("one", "two"):
+        save_tensors(tmp_path / name, {"a": torch.arange(3)}, told)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert dict(open_tensors(tmp_path / "one").metadata) == told
+    assert open_tensors(tmp_path / "one").entries["a"].read().tolist() == [0, 1, 2]

@@ -13,6 +13,7 @@ Without either there are no masks.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +25,23 @@ from fantasy_core import audio, lips, media
 from fantasy_core.components import Components, WanComponents, check_device
 from fantasy_core.encoders import image_condition
 from fantasy_core.errors import UserError
+from fantasy_core.estimate import told_bytes
 from fantasy_core.flags import DTYPES, MODELS
 from fantasy_core.manifest import sha256
 from fantasy_core.progress import Progress
 from fantasy_core.weights import open_tensors
-from train.run import command, read_rows, setting
+from train.cost import cached_bytes
+from train.run import command, setting
 from train.shards import SHARD_BYTES, Cache, Encoded, ShardWriter
+from train.tables import rows_of
+
+SAMPLE = 200  # videos whose headers a dry run reads
 
 
 @dataclass(frozen=True)
 class CacheSettings:
     out: Path = setting(help="folder of the cache")
-    videos: Path | None = setting(None, "videos.jsonl: video, input, path, and prompt if there is one")
+    videos: Path | None = setting(None, "videos.jsonl or .parquet: video, input, path, and prompt if there is one")
     model: str = setting(MODELS[0], "whose encoders", choices=MODELS)
     wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
     fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
@@ -59,12 +65,14 @@ class Source:
     prompt: str = ""
 
 
-def components_of(settings: CacheSettings) -> Components:
+def components_of(settings: CacheSettings, *, dtype: torch.dtype | None = None, offload: str = "none") -> Components:
+    """The model of the settings; dtype (None: the model's own) and offload are its DiT's, which stays in fp8 if it is
+    stored so."""
     device = check_device(settings.device)
     if settings.model == "miniature":
         from fantasy_core.miniature import load_components
 
-        return load_components(device=device)
+        return load_components(device=device, dtype=dtype, offload=offload)
     files = {name: getattr(settings, name) for name in ("wan", "fantasytalking", "wav2vec")}
     absent = [name for name, path in files.items() if path is None]
     if absent:
@@ -74,7 +82,7 @@ def components_of(settings: CacheSettings) -> Components:
             expected="the folders and files of Wan2.1, FantasyTalking and wav2vec2",
             do="give " + ", ".join(f"--{name}" for name in absent),
         )
-    return WanComponents(**files, device=device, keep=True)
+    return WanComponents(**files, device=device, dtype=dtype, offload=offload, keep=True, fp8="kept")
 
 
 def read_clip(path: Path, fps: float) -> tuple[Tensor, Tensor]:
@@ -132,7 +140,7 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
     hashes = {source.video: sha256(place(source, settings)) for source in sources}
     left = [source for source in sources if not writer.has(source.video, hashes[source.video])]
     print(f"{len(sources)} videos, {len(sources) - len(left)} of them cached already")
-    prompts = sorted({source.prompt for source in left})
+    prompts = sorted({source.prompt for source in left} | (set() if writer.has_empty_prompt else {""}))
     texts = dict(zip(prompts, components.text(prompts), strict=True)) if prompts else {}
     with ExitStack() as stack, Progress("cache", len(left)) as progress:
         detectors = None
@@ -149,9 +157,23 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
             writer.add(source.video, stored, entry | {"lips": reason})
             progress.step(source.video)
         writer.finish()
+    if not writer.has_empty_prompt:
+        writer.add_empty_prompt(texts[""].to("cpu", dtype).clone())
     for video, reason in dropped.items():
         print(f"no lip mask for {video}: {reason}")
     print(f"{len(left)} encoded, {len(dropped)} of them without a lip mask")
+
+
+def disk_plan(settings: CacheSettings, sources: list[Source], components: Components) -> str:
+    """What the cache will take, from the headers of the first videos."""
+    told = {"dtype": DTYPES[settings.dtype], "fps": settings.fps, "lips": bool(settings.task or settings.masks)}
+    sizes = [media.video_size(place(source, settings)) for source in sources[:SAMPLE]]
+    sizes = [((frames - 1) // 4 * 4 + 1, height, width) for frames, height, width in sizes]
+    each = [cached_bytes(components.config, *size, **told) for size in sizes]
+    total = sum(each) * len(sources) // max(len(each), 1)
+    sampled = f", by the first {SAMPLE}" if len(sources) > SAMPLE else ""
+    kinds = ", ".join(f"{n} of {t} frames {w} x {h}" for (t, h, w), n in Counter(sizes).most_common(3))
+    return f"disk: {told_bytes(total)}{sampled}; {kinds}"
 
 
 def place(source: Source, settings: CacheSettings) -> Path:
@@ -172,12 +194,13 @@ def run(settings: CacheSettings, dry_run: bool) -> None:
         return
     if settings.videos is None:
         raise UserError("there is nothing to encode", got="no --videos", expected="videos.jsonl", do="give --videos")
-    sources = list(read_rows(settings.videos, Source))
+    sources = list(rows_of(settings.videos, Source))
     for source in sources:
         media.check_file(place(source, settings), f"video {source.video}")
     components = components_of(settings)
     if dry_run:
         print(f"dry run: {len(sources)} videos would be encoded by {components.name} into {settings.out}")
+        print(disk_plan(settings, sources, components))
         return
     fill(settings, sources, components)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fantasy_core.errors import UserError
+from fantasy_core.media.files import replacing
 from fantasy_core.weights import open_tensors, save_tensors
 
 
@@ -23,8 +25,30 @@ class Checkpoint:
         text = json.dumps(identity, sort_keys=True, default=str)
         self.identity, self.hash = identity, hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def last(self) -> str:
+        """What there is to go on from, in words."""
+        if self.file.is_file():
+            return f"{self.file} holds the last good state"
+        return "no checkpoint had been written yet"
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A file of the run that cannot be written (a full disk) becomes a UserError that names the last good state."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            raise UserError(
+                "the run cannot write its files",
+                got=f"{error.what}: {error.got}" if isinstance(error, UserError) else str(error),
+                expected="a folder with room and the right to write",
+                do=f"free some space, then give the same command again; {self.last}",
+            ) from error
+
     def save(self, iteration: int, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        for left in self.file.parent.glob(f".{self.file.name}.*.part"):
+            left.unlink()  # of a run that was killed while it wrote
         tensors = {f"{i}.value": p.detach() for i, p in enumerate(parameters)}
         for i, parameter in enumerate(parameters):
             state = optimizer.state.get(parameter, {})
@@ -38,7 +62,7 @@ class Checkpoint:
                 f"{self.file.parent} belongs to another run",
                 got="a checkpoint that was made with other settings or data",
                 expected="the settings and the data of this run: " + ", ".join(map(str, self.identity)),
-                do="give the settings in that folder's config.json, or train into another folder",
+                do="give the settings in that folder's config.toml (--config), or train into another folder",
             )
 
     def load(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
@@ -54,15 +78,21 @@ class Checkpoint:
                 names = [name for name in held.entries if name.startswith(f"{i}.") and name != f"{i}.value"]
                 if names:
                     state = {name.partition(".")[2]: held.entries[name].read() for name in names}
-                    optimizer.state[parameter] = {
-                        name: tensor.clone() if name == "step" else tensor.to(parameter.device).clone()
-                        for name, tensor in state.items()
-                    }
+                    optimizer.state[parameter] = {name: _as_it_was(t, parameter) for name, t in state.items()}
         return int(held.metadata["iteration"])
 
 
+def _as_it_was(saved: Tensor, parameter: Tensor) -> Tensor | int:
+    """A part of an optimiser's state in the form that it had: whole numbers are bitsandbytes' steps, AdamW counts in a
+    tensor on the CPU, and moments lie beside their parameter."""
+    if saved.ndim == 0:
+        return saved.clone() if saved.is_floating_point() else int(saved)
+    return saved.to(parameter.device).clone()
+
+
 class Log:
-    """log.jsonl: a line an iteration; lines of iterations that a resumed run repeats are dropped."""
+    """log.jsonl: a line an iteration; lines of iterations that a resumed run repeats are dropped. What is measured and
+    not computed, and so differs from run to run, is in a line's `measured` (`meter.Meter`)."""
 
     def __init__(self, path: Path, first: int):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +103,10 @@ class Log:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the line that a kill cut short
-        path.write_text("".join(kept), "utf-8")
+        with replacing(path) as beside:
+            beside.write_text("".join(kept), "utf-8")
         self.file = path.open("a", encoding="utf-8")
 
-    def write(self, iteration: int, line: dict, seconds: float) -> None:
-        self.file.write(json.dumps({"iteration": iteration, **line, "seconds": round(seconds, 4)}) + "\n")
+    def write(self, iteration: int, line: dict) -> None:
+        self.file.write(json.dumps({"iteration": iteration, **line}) + "\n")
         self.file.flush()

@@ -3,11 +3,11 @@
     python -m train.gate --expert mn=runs/mn/mn.safetensors ls=runs/ls/ls.safetensors vq=runs/vq/vq.safetensors \\
         --pairs pairs/pairs_full.jsonl --cache cache --out runs/gate --iterations 500
 
-The gate is OUT/gate.safetensors. The paper trains it at lr 1e-6, beta 1000, from the average of the experts, and so
-does this by default; there b hardly moves, since AdamW moves a number by its learning rate an iteration at most.
-`--start sum` begins with every expert at 1, `--bias-lr` gives b a rate of its own, `--reference initial-gate` compares
-with the start instead of the backbone. Ablations: `--granularity expert|module`, `--timestep false`, `--gate-form
-linear`.
+The gate is OUT/gate.safetensors. The paper trains it at lr 1e-6, beta 1000 (`--preset paper`), and so does this by
+default, from the average of the experts, which is ours; there b hardly moves, since AdamW moves a number by its
+learning rate an iteration at most. `--start sum` begins with every expert at 1, `--bias-lr` gives b a rate of its own,
+`--reference initial-gate` compares with the start instead of the backbone. Ablations: `--granularity expert|module`,
+`--timestep false`, `--gate-form linear`. `python -m train.gate fit` needs no pairs at all: see its --help.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ import copy
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from fantasy_core.errors import UserError
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.fusion.coefficients import ORDER
 from fantasy_core.gate import FORMS as GATE_FORMS
 from fantasy_core.gate import GRANULARITIES, FusionGate
 from fantasy_core.gate_files import save_gate
 from fantasy_core.mixture import named
+from train.optimizers import make_optimizer
+from train.presets import read_preset
 from train.run import command, setting
-from train.stage import Stage, StageSettings
+from train.stage import Stage
+from train.stage_settings import StageSettings
 from train.trainer import Switch
 from train.watch import gate_statistics
 
@@ -43,7 +48,7 @@ class GateSettings(StageSettings):
     reference: str = setting("backbone", "what the margin is measured from", choices=REFERENCES)
     lr: float = setting(1e-6, "of AdamW, for W", least=0)
     bias_lr: float | None = setting(None, "for b (default: as for W)", least=0)
-    beta: float = setting(1000.0, "of the mean error, with the 1/2 of Eq. 1")
+    beta: float = setting(1000.0, "of the mean error, with the 1/2 of Eq. 1 (0: simpo's, found on the first pairs)")
 
 
 def fresh_gate(settings: GateSettings, blocks: int, dim: int, names: tuple[str, ...]) -> FusionGate:
@@ -75,28 +80,42 @@ def initial(switch: Switch, start: FusionGate):
 
 
 def run(settings: GateSettings, dry_run: bool) -> None:
+    if settings.reference == "initial-gate" and settings.reference_errors == "cached":
+        raise UserError(
+            "only the backbone's errors can be kept",
+            got="--reference initial-gate with --reference-errors cached",
+            expected="errors that later runs can use too; a gate's own start is not theirs",
+            do="leave out --reference-errors, or compare with the backbone",
+        )
     stage = Stage(settings, experts=dict(map(named, settings.expert)))
     if dry_run:
+        print(stage.budget)
         return
     with stage.dit() as dit:
-        host, bank = host_of(dit), stage.experts.place(stage.components.device)
-        gate = fresh_gate(settings, host.num_blocks, host.dim, bank.names).to(stage.components.device)
+        host, bank = host_of(dit), stage.experts.place(stage.world.device)
+        gate = fresh_gate(settings, host.num_blocks, host.dim, bank.names).to(stage.world.device)
         start, switch = copy.deepcopy(gate).requires_grad_(False), Switch(gate, bank.names, host.num_blocks)
-        optimizer = torch.optim.AdamW(parameter_groups(gate, settings), weight_decay=0.0)
+        optimizer = make_optimizer(settings.optimizer, parameter_groups(gate, settings), weight_decay=0.0)
         reference = switch.off if settings.reference == "backbone" else lambda: initial(switch, start)
 
         def statistics() -> dict:
             return gate_statistics(gate, start, bank.names, settings.sigmas, host.time_embedding)
 
         with attach(host, bank, switch, "stacked"):
-            stage.train(dit, list(gate.parameters()), optimizer, reference, statistics)
-        save_gate(settings.out / "gate.safetensors", gate, hashes=bank.hashes, host=host)
+            stage.train(dit, list(gate.parameters()), optimizer, reference, statistics, calibrated=True)
+        if stage.world.is_main:
+            save_gate(settings.out / "gate.safetensors", gate, hashes=bank.hashes, host=host)
         print(settings.out / "gate.safetensors")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return command(GateSettings, __doc__, run, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["fit"]:
+        from train import gate_fit
+
+        return gate_fit.main(argv[1:])
+    return command(GateSettings, __doc__, run, argv, partial(read_preset, "gate"))
 
 
 if __name__ == "__main__":

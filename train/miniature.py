@@ -5,6 +5,7 @@
     python -m train.miniature --stage decoder  --out runs/miniature    # the codec's decoder, on what the base makes
     python -m train.miniature --stage evaluate --out runs/miniature    # lip sync, motion, quality on held-out clips
     python -m train.miniature --stage evaluate                         # the same of the shipped miniature
+    python -m train.miniature --stage critic   --out runs/critic       # candidates, labels, a critic, its scores, pairs
 
 Training reads seeds 0-99 only. `--stage base` goes on from a checkpoint that lies in `--out`.
 """
@@ -16,11 +17,16 @@ from pathlib import Path
 
 from fantasy_core.errors import UserError, report
 from fantasy_core.miniature.components import WEIGHTS
+from fantasy_core.mixture import named
 
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["codec", "decoder", "base", "candidates", "evaluate"], required=True)
+    parser.add_argument(
+        "--stage",
+        choices=["codec", "decoder", "base", "candidates", "rollouts", "evaluate", "table", "critic"],
+        required=True,
+    )
     parser.add_argument("--out", type=Path, help="run folder (evaluate: the shipped miniature if not given)")
     parser.add_argument("--minutes", type=float, help="how long to train (codec and decoder 6, base 25)")
     clips = "clips to draw (codec 800, base 2400) or to sample (decoder 160, candidates 64)"
@@ -36,8 +42,10 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, help="guidance scale (the model's default)")
     parser.add_argument("--voices", type=Path, nargs="+", help="evaluate on recorded voices instead of a split")
     parser.add_argument("--base", type=Path, help="folder of the miniature that makes candidates (the shipped one)")
-    parser.add_argument("--expert", nargs="+", default=[], metavar="NAME=FILE", help="evaluate with these experts")
+    parser.add_argument("--skip", type=int, default=0, help="training inputs to leave out before candidates are made")
+    parser.add_argument("--expert", nargs="+", default=[], metavar="NAME=FILE", help="evaluate, or sample, with these")
     parser.add_argument("--gate", help="evaluate with this gate: a file, or by hand as for animate (1 each)")
+    parser.add_argument("--full", action="store_true", help="table: the ablations too")
     parser.add_argument("--report", type=Path, help="write figures (.json) and the contact sheet (.png) here")
     parser.add_argument("--debug", action="store_true", help="tracebacks")
     return parser
@@ -57,8 +65,31 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "candidates":
         from train.miniature_candidates import make_candidates
+        from train.miniature_evaluate import experts_of
 
-        make_candidates(args.base or WEIGHTS, args.out, count=args.clips or 64, frames=args.frames, seed=args.seed)
+        make_candidates(
+            args.base or WEIGHTS, args.out, count=args.clips or 64, frames=args.frames, seed=args.seed,
+            skip=args.skip, experts=experts_of(args),
+        )  # fmt: skip
+        return
+    if args.stage == "rollouts":
+        from train.miniature_rollouts import make_rollouts
+
+        files = dict(map(named, args.expert))
+        make_rollouts(
+            args.base or WEIGHTS, args.out, files, inputs=args.clips or 64, each=8, frames=args.frames,
+            seed=args.seed, skip=args.skip,
+        )  # fmt: skip
+        return
+    if args.stage == "table":
+        from train.miniature_table import make_table
+
+        make_table(args.out, split=args.split, full=args.full)
+        return
+    if args.stage == "critic":
+        from train.miniature_critic import make_critic
+
+        make_critic(args.out)
         return
     needed = {"codec": None, "base": "codec", "decoder": "base"}[args.stage]
     if needed and not (args.out / f"{needed}.safetensors").exists():

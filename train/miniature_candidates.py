@@ -1,9 +1,10 @@
 """Candidates of the miniature for preference training: sampled, scored by the exact judge, and cached, in one go.
 
 For every input (a person and a sentence of the training seeds) the real clip and several generated ones, made with
-different noise, guidance and numbers of steps. Their latents go into the cache as they are sampled: an mp4 of 64 x 64
-pixels would lose more than the differences that are to be learnt. The critic is the judge; z is its score, less the
-median of the generated videos and over their standard deviation. Lip masks are where the renderer moves the mouth.
+different noise and guidance; or, on-policy, by the base with its experts, with different noise. Their latents go into
+the cache as they are sampled: an mp4 of 64 x 64 pixels would lose more than the differences that are to be learnt. The
+critic is the judge; z is its score, less the median of the generated videos and over their standard deviation. Lip
+masks are where the renderer moves the mouth.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -27,15 +29,14 @@ from fantasy_core.miniature.judge import judge
 from fantasy_core.miniature.render import render
 from fantasy_core.miniature.world import FPS, TRAIN, Clip, draw_clip
 from fantasy_core.pair_rules import DIMENSIONS
-from train.miniature_evaluate import sample_latents, to_video
+from train.miniature_evaluate import Experts, sample_latents, to_video
 from train.pairs import Score
 from train.run import write_rows
 from train.shards import Encoded, ShardWriter
 
 FIRST = 100_000  # clips of a seed from here on: the base has not been trained on them
-VARIANTS = (  # steps and guidance; each has noise of its own
-    {"steps": 20, "scale": 3.0}, {"steps": 20, "scale": 1.0}, {"steps": 10, "scale": 2.0}, {"steps": 20, "scale": 5.0},
-)  # fmt: skip
+STEPS = 12
+GUIDANCE = (1.0, 1.0, 1.0, 1.0, 3.0, 3.0)  # of the candidates of an input, each with noise of its own
 SHIFT = 12.0
 MOUTH = 0.02  # a pixel belongs to the mouth where opening it changes the picture by more
 
@@ -52,8 +53,9 @@ class Row:
     split: str = "train"
 
 
-def draw_inputs(count: int, frames: int) -> list[Clip]:
-    return [draw_clip(TRAIN[i % len(TRAIN)], FIRST + i // len(TRAIN), frames) for i in range(count)]
+def draw_inputs(count: int, frames: int, skip: int = 0) -> list[Clip]:
+    """`count` clean clips of the training seeds, after the first `skip`."""
+    return [draw_clip(TRAIN[i % len(TRAIN)], FIRST + i // len(TRAIN), frames) for i in range(skip, skip + count)]
 
 
 def mouth_mask(identity: Tensor, pose: Tensor) -> Tensor:
@@ -81,15 +83,17 @@ def encoded(components: MiniatureComponents, clip: Clip, latents: Tensor, pose: 
 
 
 @torch.inference_mode()
-def piece(folder: Path, clips: list[Clip], first: int, seed: int) -> list[tuple[int, int, dict[str, float], Encoded]]:
+def piece(
+    folder: Path, clips: list[Clip], first: int, seed: int, experts: Experts | None
+) -> list[tuple[int, int, dict[str, float], Encoded]]:
     """(input, variant or -1 for the real clip, scores, tensors) of a few inputs, in a process of its own."""
     torch.set_num_threads(1)
     components, found = load_components(folder=folder), []
     real = torch.stack([clip.video() for clip in clips]).movedim(2, 1) * 2 - 1
     sets = {-1: components.encode(real)}
-    for variant, told in enumerate(VARIANTS):
-        noise = seed * 10**6 + first * len(VARIANTS) + variant
-        sets[variant] = sample_latents(components, clips, shift=SHIFT, seed=noise, **told)
+    for variant, scale in enumerate(GUIDANCE if experts is None else [1.0] * len(GUIDANCE)):
+        told = {"steps": STEPS, "shift": SHIFT, "scale": scale, "experts": experts}
+        sets[variant] = sample_latents(components, clips, seed=seed * 10**6 + first * len(GUIDANCE) + variant, **told)
     for variant, latents in sets.items():
         video = to_video(components.codec, latents)
         told = judge(video, torch.stack([c.identity for c in clips]), torch.stack([c.mouth for c in clips]))
@@ -100,14 +104,24 @@ def piece(folder: Path, clips: list[Clip], first: int, seed: int) -> list[tuple[
     return [(i, v, s, {name: tensor.clone() for name, tensor in held.items()}) for i, v, s, held in found]
 
 
-def make_candidates(folder: Path, out: Path, *, count: int, frames: int, seed: int = 0) -> None:
+def make_candidates(
+    folder: Path,
+    out: Path,
+    *,
+    count: int,
+    frames: int,
+    seed: int = 0,
+    skip: int = 0,
+    experts: Experts | None = None,
+) -> None:
     """videos.jsonl, scores.jsonl and cache/ in `out`, for `count` inputs of the miniature in `folder`."""
-    clips, components = draw_inputs(count, frames), load_components(folder=folder)
+    clips, components = draw_inputs(count, frames, skip), load_components(folder=folder)
     facts = {"model": components.name, "weights": components.fingerprint, "fps": FPS, "lips": "rendered"}
-    writer, rows, scores = ShardWriter(out / "cache", facts | {"frames": frames, "seed": seed}), [], {}
-    jobs = [(clips[i : i + 4], i) for i in range(0, count, 4)]
-    with ProcessPoolExecutor(os.cpu_count()) as workers:
-        running = [workers.submit(piece, folder, part, first, seed) for part, first in jobs]
+    facts |= {"frames": frames, "seed": seed, "experts": "none" if experts is None else experts.identity}
+    writer, rows, scores = ShardWriter(out / "cache", facts), [], {}
+    jobs = [(clips[i : i + 4], skip + i) for i in range(0, count, 4)]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:
+        running = [workers.submit(piece, folder, part, first, seed, experts) for part, first in jobs]
         for job in tqdm(running, desc="candidates", unit="x4"):
             for number, variant, told, tensors in job.result():
                 source = "real" if variant < 0 else "miniature"
@@ -118,6 +132,7 @@ def make_candidates(folder: Path, out: Path, *, count: int, frames: int, seed: i
                 entry = {"sha256": digest, "input": rows[-1].input, "frames": frames}
                 writer.add(name, tensors, entry)
     writer.finish()
+    writer.add_empty_prompt(components.text([""])[0])
     write_rows(out / "videos.jsonl", rows)
     write_rows(out / "scores.jsonl", standardised(rows, scores))
 

@@ -14,6 +14,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from fantasy_core.experts import ExpertBank
 from fantasy_core.flow import draw_noise, guide, sample, schedule, timestep
 from fantasy_core.fusion import attach, host_of
 from fantasy_core.gate_files import load_gate
+from fantasy_core.manifest import sha256
 from fantasy_core.manual_gates import KINDS, manual_gate
 from fantasy_core.media import contact_sheet
 from fantasy_core.miniature.codec import Codec
@@ -44,15 +46,22 @@ class Experts:
     files: dict[str, Path]
     gate: str | None = None
 
+    @property
+    def identity(self) -> str:
+        """Their contents: names, hashes, gate."""
+        told = [f"{name} {sha256(path)}" for name, path in self.files.items()]
+        gate = sha256(Path(self.gate)) if self.gate and Path(self.gate).is_file() else self.gate
+        return ", ".join([*told, f"gate {gate}"])
+
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
 LATE = 12  # frames of the shifted control, about half a second
 
 
-def held_out(split: str, count: int, frames: int) -> list[Clip]:
-    """`count` clean clips of a split: the first of every seed, then the second ..."""
+def held_out(split: str, count: int, frames: int, first: int = 0) -> list[Clip]:
+    """`count` clean clips of a split from the `first` on: the first of every seed, then the second ..."""
     seeds = SPLITS[split]
-    return [draw_clip(seeds[i % len(seeds)], i // len(seeds), frames) for i in range(count)]
+    return [draw_clip(seeds[i % len(seeds)], i // len(seeds), frames) for i in range(first, first + count)]
 
 
 def generate(components: MiniatureComponents, clips: list[Clip], **settings) -> Tensor:
@@ -163,12 +172,16 @@ def table(rows: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
+def experts_of(args: argparse.Namespace) -> Experts | None:
+    """The experts that the flags name."""
+    return Experts(dict(map(named, args.expert)), args.gate) if getattr(args, "expert", None) else None
+
+
 def defaults_or(args: argparse.Namespace) -> dict:
     """The sampling settings of the flags, or the miniature's defaults; with the experts that are named."""
     defaults = MiniatureComponents.defaults
-    experts = Experts(dict(map(named, args.expert)), args.gate) if getattr(args, "expert", None) else None
     return {
-        "experts": experts,
+        "experts": experts_of(args),
         "steps": defaults.steps if args.steps is None else args.steps,
         "shift": defaults.shift if args.shift is None else args.shift,
         "scale": defaults.audio_scale if args.scale is None else args.scale,
@@ -181,7 +194,7 @@ def evaluate(folder: Path, args: argparse.Namespace) -> None:
     settings = defaults_or(args)
     clips = held_out(args.split, args.count, args.frames)
     pieces = [(clips[i : i + 4], i) for i in range(0, len(clips), 4)]
-    with ProcessPoolExecutor(os.cpu_count()) as workers:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:
         jobs = [workers.submit(evaluate_piece, folder, piece, first, settings) for piece, first in pieces]
         results = [job.result() for job in tqdm(jobs, desc=f"{args.split} clips", unit="x4")]
     generated, real = ({n: torch.cat([r[i][n] for r in results]) for n in results[0][i]} for i in (0, 1))

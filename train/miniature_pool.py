@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def load_codec(path: Path) -> Codec:
 
 def in_parallel(draw, count: int, *rest, chunk: int = CHUNK, task: str = "drawing clips") -> None:
     """Run draw(indices, *rest) for all of range(count) in worker processes, with a progress bar."""
-    with ProcessPoolExecutor(os.cpu_count()) as workers:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:
         jobs: list[Future] = [
             workers.submit(draw, range(i, min(i + chunk, count)), *rest) for i in range(0, count, chunk)
         ]

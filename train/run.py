@@ -1,7 +1,8 @@
 """What every stage of training has in common: settings from a TOML file and flags, and files of rows.
 
 A stage describes its settings as a dataclass. Every field is a key of its TOML (`--config run.toml`) and a flag of the
-same name; flags win. Unknown keys, wrong types and missing values are errors before anything is computed.
+same name. Flags win over the TOML, which wins over a preset (`--preset`, where a stage has any). Unknown keys, wrong
+types and missing values are errors before anything is computed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -22,6 +24,8 @@ from fantasy_core.media import check_file
 from fantasy_core.media.files import replacing
 
 Settings = TypeVar("Settings")
+Given = dict[str, Any]
+Preset = Callable[[str, Mapping[str, Any]], Given]  # its name, and the settings that win over it -> its settings
 
 
 def setting(
@@ -29,15 +33,26 @@ def setting(
     help: str = "",
     choices: tuple[str, ...] | None = None,
     least: float | None = None,
+    most: float | None = None,
+    instead_of: str | None = None,
 ) -> Any:
-    """A field of a stage's settings with its line of --help; without a default it must be given. Text is one of
-    `choices`, a number `least` or more."""
-    told = {"metadata": {"help": help, "choices": choices, "least": least}}
+    """A field of a stage's settings with its line of --help; without a default it must be given. Text, or each of
+    several, is one of `choices`, a number from `least` to `most`. `instead_of` names the setting that this one stands
+    for: the one that is given later wins, and both at one place are an error."""
+    about = {"help": help, "choices": choices, "least": least, "most": most, "instead_of": instead_of}
+    told = {"metadata": about}
     return dataclasses.field(**told) if default is dataclasses.MISSING else dataclasses.field(default=default, **told)
 
 
-def command(kind: type[Settings], about: str, run: Callable[[Settings, bool], None], argv: list[str] | None) -> int:
-    """Parse, run `run(settings, dry_run)`, and report errors: the exit code."""
+def command(
+    kind: type[Settings],
+    about: str,
+    run: Callable[[Settings, bool], None],
+    argv: list[str] | None,
+    preset: Preset | None = None,
+) -> int:
+    """Parse, run `run(settings, dry_run)`, and report errors: the exit code. `preset` reads what the setting of that
+    name asks for."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, metavar="TOML", help="settings; flags win over it")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
@@ -54,14 +69,15 @@ def command(kind: type[Settings], about: str, run: Callable[[Settings, bool], No
     config, dry_run, debug = (flags.pop(name) for name in ("config", "dry_run", "debug"))
 
     def go() -> None:
-        run(read_settings(kind, config, {name: text for name, text in flags.items() if text is not None}), dry_run)
+        given = {name: text for name, text in flags.items() if text is not None}
+        run(read_settings(kind, config, given, preset), dry_run)
 
     return report(go, debug=debug)
 
 
-def read_settings(kind: type[Settings], config: Path | None, flags: dict[str, str]) -> Settings:
-    """The settings of a TOML file and of flags (texts). Raises UserError."""
-    given = _toml(config) if config is not None else {}
+def read_settings(kind: type[Settings], config: Path | None, flags: Given, preset: Preset | None = None) -> Settings:
+    """The settings of a preset, of a TOML file and of flags (texts), each over the one before. Raises UserError."""
+    given = read_toml(config) if config is not None else {}
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = given.keys() - fields.keys()
     if unknown:
@@ -71,12 +87,12 @@ def read_settings(kind: type[Settings], config: Path | None, flags: dict[str, st
             expected=", ".join(fields),
             do="correct the names, or take them out",
         )
-    hints, values = typing.get_type_hints(kind), {}
-    for name, field in fields.items():
-        if name in flags:
-            values[name] = _value(name, flags[name], hints[name], field, from_text=True)
-        elif name in given:
-            values[name] = _value(name, given[name], hints[name], field, from_text=False)
+    named, hints = flags.get("preset", given.get("preset")), typing.get_type_hints(kind)
+    begun = preset(str(named), given | flags) if preset and named not in (None, "", "none") else {}
+    values = {}
+    for layer, from_text in ((begun, False), (given, False), (flags, True)):
+        told = {n: _value(n, v, hints[n], fields[n], from_text=from_text) for n, v in layer.items()}
+        values = _laid_over(values, told, fields)
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
         raise UserError(
@@ -88,7 +104,26 @@ def read_settings(kind: type[Settings], config: Path | None, flags: dict[str, st
     return kind(**values)
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def _laid_over(below: Given, above: Given, fields: Mapping[str, dataclasses.Field]) -> Given:
+    """Settings over others; of two that stand for each other only the one above is kept."""
+    for name, other in ((n, f.metadata.get("instead_of")) for n, f in fields.items()):
+        if other is None:
+            continue
+        here = [one for one in (name, other) if above.get(one) is not None]
+        if len(here) == 2:
+            raise UserError(
+                f"{name} and {other} are given together",
+                got=f"{name} {above[name]}, {other} {above[other]}",
+                expected="one of them: each says what the other is",
+                do=f"leave out --{name.replace('_', '-')} or --{other.replace('_', '-')}",
+            )
+        if here:
+            below = {one: value for one, value in below.items() if one not in (name, other)}
+    return below | above
+
+
+def read_toml(path: Path) -> Given:
+    """A TOML file as it is. Raises UserError."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -99,32 +134,45 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _value(name: str, given: Any, hint: Any, field: dataclasses.Field, *, from_text: bool) -> Any:
     """A value of the field's type. Raises UserError for one that is none."""
-    choices, least = field.metadata.get("choices"), field.metadata.get("least")
     if _optional(hint):
         if given in ("", "none"):
             return None
         hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-    if typing.get_origin(hint) is tuple and isinstance(given, list) and all(isinstance(one, str) for one in given):
-        return tuple(given)
     try:
-        value = _converted(given, hint, from_text)
-        if (choices and value not in choices) or (least is not None and not value >= least):  # nan is not
-            raise ValueError
+        value = _several(given) if typing.get_origin(hint) is tuple else _converted(given, hint, from_text)
+        _check_range(value, **{name: field.metadata.get(name) for name in ("choices", "least", "most")})
         return value
     except (ValueError, KeyError):
         raise UserError(
             f"the setting {name} has a wrong value",
             got=repr(given),
-            expected=_wanted(hint, choices, least),
+            expected=_wanted(hint, field.metadata),
             do=f"correct --{name.replace('_', '-')} or the line in --config",
         ) from None
 
 
-def _wanted(hint: Any, choices: tuple[str, ...] | None, least: float | None) -> str:
+def _several(given: Any) -> tuple[str, ...]:
+    """A list of texts, or the only one; `none` alone is an empty list."""
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise ValueError
+    return () if given in (["none"], [""]) else tuple(given)
+
+
+def _check_range(value: Any, choices: tuple[str, ...] | None, least: float | None, most: float | None) -> None:
+    if choices and not set(value if isinstance(value, tuple) else (value,)) <= set(choices):
+        raise ValueError
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if endless or (least is not None and value < least) or (most is not None and value > most):
+        raise ValueError
+
+
+def _wanted(hint: Any, about: Mapping[str, Any]) -> str:
+    choices, least, most = about.get("choices"), about.get("least"), about.get("most")
     if choices:
         return ", ".join(choices)
     kind = "a path" if hint is Path else getattr(hint, "__name__", str(hint))
-    return kind if least is None else f"{kind}, {least:g} or more"
+    return kind if least is None else f"{kind}, {least:g} " + ("or more" if most is None else f"to {most:g}")
 
 
 def _converted(given: Any, kind: type, from_text: bool) -> Any:
@@ -145,7 +193,7 @@ def _optional(hint: Any) -> bool:
 
 
 def _shown(default: Any) -> str:
-    return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    return "none" if default in (None, ()) else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 # ---- rows ----
@@ -191,6 +239,11 @@ def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def as_json(settings: Mapping[str, Any]) -> Given:
+    """Settings as JSON can hold them: paths are texts."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
 
 def made_from(files: Mapping[str, Path]) -> dict[str, str]:

@@ -3,12 +3,14 @@
 Tensors of a video, by name: latents [16, F, h, w], image [16, F, h, w] (the image condition without its constant mask
 channels), audio [F, n, D] with lengths [F], text [L, d], and, where there are any, clip [257, c] and lips [F, h, w]. A
 shard is written whole and then entered into the index: what was interrupted is made again, what is there is not.
+empty_prompt.safetensors holds the text [L, d] of the empty prompt.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from fantasy_core.weights.files import Lazy
 from train.run import write_json
 
 SHARD_BYTES = 10**9
-INDEX = "index.json"
+INDEX, EMPTY_PROMPT = "index.json", "empty_prompt.safetensors"
 Encoded = dict[str, Tensor]
 
 
@@ -42,6 +44,13 @@ class ShardWriter:
     def has(self, video: str, sha256: str) -> bool:
         """Whether the video is there already, made from this very file."""
         return self.index["videos"].get(video, {}).get("sha256") == sha256
+
+    @property
+    def has_empty_prompt(self) -> bool:
+        return (self.folder / EMPTY_PROMPT).is_file()
+
+    def add_empty_prompt(self, text: Tensor) -> None:
+        save_tensors(self.folder / EMPTY_PROMPT, {"text": text})
 
     def add(self, video: str, tensors: Encoded, entry: dict) -> None:
         """`entry` must have `sha256`, the hash of the video's file."""
@@ -83,6 +92,12 @@ class Cache:
 
     def __getitem__(self, video: str) -> Encoded:
         return {name: self._lazy(video, name).read() for name in self.videos[video]["names"]}
+
+    @cached_property
+    def empty_prompt(self) -> Tensor | None:
+        """Its text [L, d]; None in a cache that was made without."""
+        file = self.folder / EMPTY_PROMPT
+        return open_tensors(file).entries["text"].read() if file.is_file() else None
 
     def size(self, video: str) -> tuple[int, ...]:
         """(F, h, w) of its latents, without reading them."""

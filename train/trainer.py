@@ -1,33 +1,36 @@
-"""Training on preference pairs, for experts and for the gate alike: data, draws, the loop, checkpoints.
+"""Training on preference pairs, for experts and for the gate alike: data, the loop, checkpoints.
 
-Every random thing is drawn from a generator of its own, keyed by the run's seed and by what it is for
-(`flow.draw_noise`): nothing depends on what was drawn before, so a run that is resumed repeats an uninterrupted one bit
-for bit.
+Every random thing is drawn by a key (`train.errors`), so a run that is resumed repeats an uninterrupted one bit for
+bit.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fantasy_core.audio import AudioTokens
 from fantasy_core.errors import UserError, some
-from fantasy_core.flow import draw_noise, shift_sigma, timestep, velocity_target, x_sigma
+from fantasy_core.flow import draw_noise
 from fantasy_core.pair_rules import Pair
-from fantasy_core.preference import Objective, accumulate_gradient, video_error
+from fantasy_core.preference import Objective
 from fantasy_core.progress import Progress
 from train.checkpoint import Checkpoint, Log
-from train.run import read_rows
-from train.shards import Cache, condition_of
+from train.distributed import World
+from train.dropout import Dropout
+from train.errors import Draw, Draws, Errors, Row
+from train.gradient import gradient
+from train.meter import Meter
+from train.shards import Cache, Encoded
+from train.tables import rows_of
 
-ORDER, SIGMA, NOISE = 1, 2, 3  # what a draw is for
+ORDER = 1  # what a draw is for, beside those of train.errors
 UNITS = ("pair", "input")
 
 
@@ -35,6 +38,7 @@ UNITS = ("pair", "input")
 class Unit:
     """What shares one draw: a pair, or all pairs of an input. `pairs` index into `videos`."""
 
+    input: str
     videos: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
 
@@ -42,8 +46,17 @@ class Unit:
 class PairData:
     """Pairs of one split, and their videos from the cache. Checks on entry that all of it is there and fits."""
 
-    def __init__(self, pairs: Path, cache: Cache, *, unit: str = "pair", masked: bool = False, split: str = "train"):
-        rows = [pair for pair in read_rows(pairs, Pair) if pair.split == split]
+    def __init__(
+        self,
+        pairs: Path,
+        cache: Cache,
+        *,
+        unit: str = "pair",
+        masked: bool = False,
+        split: str = "train",
+        dropout: Dropout | None = None,
+    ):
+        rows = [pair for pair in rows_of(pairs, Pair) if pair.split == split]
         if not rows:
             raise UserError(
                 f"{pairs} holds nothing to train on",
@@ -51,7 +64,8 @@ class PairData:
                 expected="at least one",
                 do="make pairs of training videos with train.pairs",
             )
-        self.cache, self.masked = cache, masked
+        self.cache, self.masked, self.dropout = cache, masked, dropout or Dropout()
+        self.dropout.check(cache)
         if masked:
             rows = _with_lips(rows, cache)
         needed = ("latents", "image", "audio", "text") + (("lips",) if masked else ())
@@ -68,8 +82,27 @@ class PairData:
     def at(self, index: int, seed: int) -> Unit:
         """Unit `index` of an endless stream: every epoch in an order of its own."""
         epoch, place = divmod(index, len(self.units))
-        order = torch.argsort(draw_noise((len(self.units),), seed, ORDER, epoch))
-        return self.units[int(order[place])]
+        return self.units[_order(len(self.units), seed, epoch)[place]]
+
+    def read(self, unit: Unit, seed: int, index: int) -> list[Encoded]:
+        """The videos of a unit that is `index` of the stream, less what is dropped there."""
+        return self.dropout([self.cache[name] for name in unit.videos], self.cache, seed, index)
+
+    def errors(self, dit, unit: Unit, draw: Draw, seed: int = 0, index: int = 0) -> Errors:
+        """The unit's videos under a draw."""
+        videos = zip(unit.videos, self.read(unit, seed, index), strict=True)
+        return Errors(dit, [Row(name, encoded, draw) for name, encoded in videos], unit.pairs, self.masked)
+
+    def check_one_size(self) -> None:
+        """Raise UserError unless all videos can go through one pass."""
+        sizes = {self.cache.size(video) for unit in self.units for video in unit.videos}
+        if len(sizes) > 1:
+            raise UserError(
+                "videos of different sizes cannot share one pass",
+                got="latents " + some(" x ".join(map(str, size)) for size in sizes),
+                expected="one length, height and width",
+                do="train with --form buffers, which takes one video at a time",
+            )
 
     def _check_sizes(self) -> None:
         sizes = {video: self.cache.size(video) for unit in self.units for video in unit.videos}
@@ -82,6 +115,11 @@ class PairData:
                 expected="equal lengths, heights and widths of the videos of an input",
                 do="cut and scale the videos to one size before train.cache",
             )
+
+
+@lru_cache(maxsize=2)
+def _order(units: int, seed: int, epoch: int) -> list[int]:
+    return torch.argsort(draw_noise((units,), seed, ORDER, epoch)).tolist()
 
 
 def _with_lips(rows: list[Pair], cache: Cache) -> list[Pair]:
@@ -102,49 +140,8 @@ def _with_lips(rows: list[Pair], cache: Cache) -> list[Pair]:
 
 def _unit(group: Sequence[Pair]) -> Unit:
     videos = tuple(dict.fromkeys(name for pair in group for name in (pair.chosen, pair.rejected)))
-    return Unit(videos, tuple((videos.index(pair.chosen), videos.index(pair.rejected)) for pair in group))
-
-
-def draw_sigma(seed: int, index: int, distribution: str, shift: float) -> float:
-    """One noise level: logit-normal or uniform, then shifted."""
-    return sigma_of(draw_noise((1,), seed, SIGMA, index, dtype=torch.float64), distribution, shift)
-
-
-def sigma_of(normal: Tensor, distribution: str, shift: float) -> float:
-    """The noise level that stands where `normal` stands among normal numbers."""
-    sigma = normal.sigmoid() if distribution == "logit-normal" else torch.special.ndtr(normal)
-    return float(shift_sigma(sigma, shift))
-
-
-class Errors:
-    """The policy's and the reference's errors of a unit's videos under one sigma and one noise."""
-
-    def __init__(self, dit, data: PairData, unit: Unit, index: int, seed: int, sigma: float):
-        self.dit, self.sigma, self.masked = dit, sigma, data.masked
-        parameter = next(dit.parameters())
-        self.device = parameter.device
-        self.videos = [data.cache[name] for name in unit.videos]
-        self.noise = draw_noise(self.videos[0]["latents"].shape, seed, NOISE, index)[None].to(self.device)
-
-    def __call__(self, video: int) -> Tensor:
-        """The error of one video under the model as it is, a scalar."""
-        own = {name: tensor[None].to(self.device) for name, tensor in self.videos[video].items()}
-        latents = own["latents"].float()
-        velocity = self.dit(
-            x_sigma(latents, self.noise, self.sigma),
-            torch.full((1,), timestep(self.sigma), device=self.device),
-            own["text"],
-            condition=condition_of(self.videos[video])[None].to(self.device),
-            clip=own.get("clip"),
-            audio=AudioTokens(own["audio"], own.get("lengths")),
-        )
-        target = velocity_target(latents, self.noise)
-        return video_error(velocity, target, own["lips"].float() if self.masked else None)[0]
-
-    def all(self) -> Tensor:
-        """Errors [V] without gradients."""
-        with torch.no_grad():
-            return torch.stack([self(video) for video in range(len(self.videos))])
+    pairs = tuple((videos.index(pair.chosen), videos.index(pair.rejected)) for pair in group)
+    return Unit(group[0].input, videos, pairs)
 
 
 class Switch:
@@ -174,76 +171,94 @@ class Plan:
     iterations: int
     batch: int
     seed: int
-    distribution: str
-    shift: float
     form: str
     clip_norm: float
+    warmup: int
+    final_lr: float
     save_every: int
     held_out_every: int
+
+    def rate(self, iteration: int) -> float:
+        """The share of the learning rate: up from 1 / warmup, then straight down to `final_lr` at the end."""
+        rising = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
+        return rising * (1 - (1 - self.final_lr) * iteration / self.iterations)
 
 
 def train(
     plan: Plan,
     data: PairData,
+    draws: Draws,
     dit,
     parameters: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    reference: Callable[[], object],
+    reference: Callable[..., list[Tensor]],
     checkpoint: Checkpoint,
     out: Path,
+    world: World,
     *,
     held_out: Callable[..., dict] | None = None,
     statistics: Callable[[], dict] = dict,
     watch: Callable[[dict], None] | None = None,
+    samples: Callable[..., None] | None = None,
+    track: Callable[[int, dict], None] | None = None,
 ) -> None:
-    """Optimise `parameters` on the pairs, from the checkpoint on. `reference()` is a context in which the model is the
-    reference. A line for every iteration goes to log.jsonl, with `statistics()` and every `held_out_every` iterations
-    (and at the end) the held-out pairs; `watch` reads along. A loss that is no number stops the run, and the last
-    checkpoint stays.
+    """Optimise `parameters` on the pairs, from the checkpoint on. `reference` knows the reference's errors. A line for
+    every iteration goes to log.jsonl, with `statistics()` and every `held_out_every` iterations (and at the end) the
+    held-out pairs; `watch` and `track` read along, `samples` is called with the number of iterations that are done. A
+    loss that is no number, and a file that cannot be written, stop the run, and the last checkpoint stays. Of several
+    processes each takes its share of the batch.
     """
     first = checkpoint.load(parameters, optimizer)
-    log = Log(out / "log.jsonl", first)
-    with Progress("training", plan.iterations) as progress:
+    world.agree(checkpoint.hash, first)
+    with checkpoint.kept():
+        log = Log(out / "log.jsonl", first) if world.is_main else None
+    meter, rates = Meter(dit), [group["lr"] for group in optimizer.param_groups]
+    with Progress("training", plan.iterations, shown=world.is_main) as progress:
         progress.done = first
         for iteration in range(first, plan.iterations):
-            began, lines = time.monotonic(), []
+            if samples:
+                samples(dit, iteration)
+            meter.begin()
             optimizer.zero_grad(set_to_none=True)
-            for index in range(iteration * plan.batch, (iteration + 1) * plan.batch):
-                sigma = draw_sigma(plan.seed, index, plan.distribution, plan.shift)
-                unit = data.at(index, plan.seed)
-                errors = Errors(dit, data, unit, index, plan.seed, sigma)
-                known = None
-                if objective.needs_reference:
-                    with reference():
-                        known = errors.all()
-                loss, told, _ = accumulate_gradient(
-                    errors, unit.pairs, parameters, objective, known, form=plan.form, weight=1 / plan.batch
-                )
-                lines.append({"loss": loss, "sigma": sigma, **told})
+            indices = world.share(iteration, plan.batch)
+            units = [data.at(index, plan.seed) for index in indices]
+            drawn = [draws(index, unit.input) for index, unit in zip(indices, units, strict=True)]
+            errors = (data.errors(dit, u, d, plan.seed, n) for n, u, d in zip(indices, units, drawn, strict=True))
+            lines = gradient(plan.form, errors, plan.batch, parameters, objective, reference, world)
+            world.sum_gradients(parameters)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm or math.inf))
-            line = {key: sum(one[key] for one in lines) / len(lines) for key in lines[0]} | {"grad_norm": norm}
-            _check_finite(line, iteration, checkpoint)
+            line = world.mean(lines, plan.batch) | {"grad_norm": norm}
+            check_finite(line, iteration, checkpoint)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * plan.rate(iteration)
             optimizer.step()
-            seconds, last = time.monotonic() - began, iteration + 1 == plan.iterations
+            measured, last = meter.read(), iteration + 1 == plan.iterations
             line |= statistics()
             if held_out and plan.held_out_every and ((iteration + 1) % plan.held_out_every == 0 or last):
-                line |= held_out(dit, objective, reference)
-            log.write(iteration, line, seconds)
+                line |= held_out(dit, objective)
+            line["measured"] = measured
+            if log is None:
+                continue
             if watch:
                 watch(line)
-            if (iteration + 1) % plan.save_every == 0 or last:
-                checkpoint.save(iteration + 1, parameters, optimizer)
+            if track:
+                track(iteration, line)
+            with checkpoint.kept():
+                log.write(iteration, line)
+                if (iteration + 1) % plan.save_every == 0 or last:
+                    checkpoint.save(iteration + 1, parameters, optimizer)
             progress.step(f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.2f}")
+    if samples:
+        samples(dit, plan.iterations, last=True)
 
 
-def _check_finite(line: dict, iteration: int, checkpoint: Checkpoint) -> None:
+def check_finite(line: dict, iteration: int, checkpoint: Checkpoint) -> None:
+    """Raise UserError for a loss or a gradient that is no number."""
     if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
         raise UserError(
             "the training went astray",
             got=f"loss {line['loss']}, gradient norm {line['grad_norm']} in iteration {iteration}",
             expected="finite numbers",
-            do=f"lower the learning rate or beta; {checkpoint.file.parent} holds the last good state"
-            if checkpoint.file.is_file()
-            else "lower the learning rate or beta; no checkpoint had been written yet",
+            do=f"lower the learning rate or beta; {checkpoint.last}",
         )

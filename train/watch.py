@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,9 +14,12 @@ from fantasy_core.flow import timestep
 from fantasy_core.gate import weights_at
 from fantasy_core.pair_rules import Pair
 from fantasy_core.preference import Objective
-from train.run import read_rows
+from train.distributed import World
+from train.errors import NOISE, Draw, sigma_of
+from train.reference import Context, LiveReference
 from train.shards import Cache
-from train.trainer import Errors, PairData, sigma_of
+from train.tables import rows_of
+from train.trainer import PairData
 
 QUANTILES = tuple(n / 10 for n in range(1, 10))
 HELD_OUT_SEED = 0  # the same noise in every run, whatever its seed, so that runs compare
@@ -32,40 +34,40 @@ def sigma_quantiles(distribution: str, shift: float) -> list[float]:
 
 class HeldOut:
     """Pairs of split `validation` under fixed noise at nine fixed quantiles of sigma: whether what is learned holds for
-    videos that were not trained on, and at which noise levels."""
+    videos that were not trained on, and at which noise levels. Several processes share the pairs."""
 
-    def __init__(self, pairs: Path, cache: Cache, sigmas: list[float], *, masked: bool, most: int):
+    def __init__(self, pairs: Path, cache: Cache, sigmas: list[float], *, masked: bool, most: int, world: World):
         self.data = PairData(pairs, cache, masked=masked, split="validation")
-        self.units, self.sigmas = self.data.units[:most], sigmas
+        self.units, self.sigmas, self.world = self.data.units[:most], sigmas, world
         self.known: list[Tensor] | None = None  # the reference's errors [P, 2] at every sigma; they never change
 
-    def __call__(
-        self, dit, objective: Objective, reference: Callable[[], AbstractContextManager]
-    ) -> dict[str, list[float]]:
-        """Mean margin and accuracy at every quantile."""
+    def __call__(self, dit, objective: Objective, reference: Context) -> dict[str, list[float]]:
+        """Mean margin and accuracy at every quantile; in `reference()` the model is the reference."""
         if objective.needs_reference and self.known is None:
-            with reference():
-                self.known = [self._errors(dit, sigma) for sigma in self.sigmas]
+            self.known = [self._errors(dit, sigma, reference) for sigma in self.sigmas]
         told = []
         for number, sigma in enumerate(self.sigmas):
-            chosen, rejected = self._errors(dit, sigma).unbind(1)
+            chosen, rejected = self._errors(dit, sigma, nullcontext).unbind(1)
             known = self.known[number].unbind(1) if self.known else (None, None)
             told.append(objective(chosen, rejected, *known)[1])
         return {f"held_out_{name}": [one[name] for one in told] for name in ("margin", "accuracy")}
 
-    def _errors(self, dit, sigma: float) -> Tensor:
-        """Errors [P, 2] of chosen and rejected."""
-        found = []
-        for number, unit in enumerate(self.units):
-            errors = Errors(dit, self.data, unit, number, HELD_OUT_SEED, sigma).all()
+    def _errors(self, dit, sigma: float, model: Context) -> Tensor:
+        """Errors [P, 2] of chosen and rejected under the model in a context."""
+        found, errors_of = [], LiveReference(model)
+        for number in self.world.places(len(self.units)):
+            unit, draw = self.units[number], Draw(sigma, (HELD_OUT_SEED, NOISE, number))
+            (errors,) = errors_of([self.data.errors(dit, unit, draw)], together=False)
             found.append(errors[list(unit.pairs[0])])
-        return torch.stack(found)
+        return self.world.gather(torch.stack(found), len(self.units))
 
 
-def held_out(pairs: Path, cache: Cache, sigmas: list[float], *, masked: bool, most: int) -> HeldOut | None:
+def held_out(
+    pairs: Path, cache: Cache, sigmas: list[float], *, masked: bool, most: int, world: World
+) -> HeldOut | None:
     """None, and a word about it, where there are no pairs to hold out."""
-    if any(pair.split == "validation" for pair in read_rows(pairs, Pair)):
-        return HeldOut(pairs, cache, sigmas, masked=masked, most=most)
+    if any(pair.split == "validation" for pair in rows_of(pairs, Pair)):
+        return HeldOut(pairs, cache, sigmas, masked=masked, most=most, world=world)
     print("no pairs of split 'validation': nothing will be measured on held-out pairs")
     return None
 

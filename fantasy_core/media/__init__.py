@@ -6,8 +6,8 @@ writing are streamed: memory does not grow with the length of a video. Every fau
 
 from .files import check_file, replacing
 from .images import contact_sheet, fit_image, parse_size, read_image
-from .read import rational, read_audio, read_video
-from .write import VideoWriter
+from .read import rational, read_audio, read_video, video_header, video_seconds, video_size
+from .write import VideoWriter, write_wav
 
 __all__ = [
     "VideoWriter",
@@ -20,4 +20,8 @@ __all__ = [
     "read_image",
     "read_video",
     "replacing",
+    "video_header",
+    "video_seconds",
+    "video_size",
+    "write_wav",
 ]

@@ -42,7 +42,7 @@ def parse_size(text: str) -> int | tuple[int, int]:
             "size is not readable", got=repr(text), expected="N or WxH", do="pass --size 512 or --size 832x480"
         )
     for number in numbers:
-        _check_side(number)
+        check_side(number)
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
@@ -57,8 +57,8 @@ def fit_image(image: Tensor, size: int | tuple[int, int]) -> Tensor:
 
     source = Image.fromarray(to_bytes(image[None])[0])
     if isinstance(size, tuple):
-        return to_tensor(ImageOps.fit(source, (_check_side(size[0]), _check_side(size[1])), Image.Resampling.LANCZOS))
-    scale = _check_side(size) / max(source.size)
+        return to_tensor(ImageOps.fit(source, (check_side(size[0]), check_side(size[1])), Image.Resampling.LANCZOS))
+    scale = check_side(size) / max(source.size)
     width, height = (max(-(-int(side * scale) // MULTIPLE), 1) * MULTIPLE for side in source.size)
     return to_tensor(source.resize((width, height), Image.Resampling.LANCZOS))
 
@@ -78,7 +78,7 @@ def contact_sheet(frames: Tensor, path: str | Path, columns: int = 8) -> None:
         Image.fromarray(to_bytes(sheet[None])[0]).save(part, format="PNG")
 
 
-def _check_side(side: int) -> int:
+def check_side(side: int) -> int:
     if side < MULTIPLE or side % MULTIPLE:
         near = max(round(side / MULTIPLE), 1) * MULTIPLE
         raise UserError(

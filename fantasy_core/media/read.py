@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import NoSound, UserError
 from .files import broken, check_file
 
 LARGEST_HOLE = 60  # seconds of missing sound that are filled with silence; more is a broken file
@@ -96,6 +96,34 @@ def read_video(path: str | Path) -> Iterator[tuple[float, Tensor]]:
         _check_length(stream, float(last - first + 1 / (stream.average_rate or 1)), path, "video")
 
 
+def video_size(path: str | Path) -> tuple[int, int, int]:
+    """(frames, height, width) as a video's header states them; no frame is decoded, or turned upright."""
+    with _container(path, "video") as container:
+        stream = _picture_stream(container)
+        if stream is None:
+            raise broken(Path(path), "video", "a file without moving pictures")
+        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+        return stream.frames or round(seconds * (stream.average_rate or 1)), stream.height, stream.width
+
+
+def video_header(path: str | Path) -> tuple[float, bool]:
+    """(seconds, whether there is a sound track) as a video's header states them; no frame is decoded."""
+    with _container(path, "video") as container:
+        stream = _picture_stream(container)
+        if stream is None:
+            raise broken(Path(path), "video", "a file without moving pictures")
+        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+        return float(seconds), bool(container.streams.audio)
+
+
+def video_seconds(path: str | Path) -> float:
+    """How long a video is: as its header says, else counted frame by frame."""
+    if seconds := video_header(path)[0]:
+        return seconds
+    times = [time for time, _ in read_video(path)]
+    return times[-1] + (times[-1] / (len(times) - 1) if len(times) > 1 else 0.04)
+
+
 def read_audio(path: str | Path, layout: str | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (rate, sound float32 [channels, n]) of the first sound track, at its own rate, in `layout` or its own.
 
@@ -106,7 +134,7 @@ def read_audio(path: str | Path, layout: str | None = None) -> Iterator[tuple[in
 
     with _container(path, "audio") as container:
         if not container.streams.audio:
-            raise UserError(
+            raise NoSound(
                 f"{path} has no sound",
                 got="a file without an audio stream",
                 expected="wav, mp3, flac, m4a or a video with sound",

@@ -1,9 +1,10 @@
-"""Frames and sound streamed into an mp4 (PyAV)."""
+"""Frames and sound streamed into an mp4 (PyAV); sound alone as wav."""
 
 from __future__ import annotations
 
 import json
 import os
+import wave
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -20,6 +21,19 @@ from .images import to_bytes
 from .read import rational, read_audio
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+LEVELS = 32767  # of a 16 bit sample
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int) -> bytes:
+    """Write samples [n] or [channels, n] in -1..1 as 16 bit wav; the samples as they are in it, channels in turn."""
+    channels = np.atleast_2d(samples)
+    data = (channels.T.clip(-1, 1) * LEVELS).round().astype("<i2").tobytes()
+    with writing(path), path.open("wb") as file, wave.open(file, "wb") as writer:
+        writer.setnchannels(len(channels))
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(data)
+    return data
 
 
 class VideoWriter:

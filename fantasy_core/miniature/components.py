@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..components import Defaults
+from ..offload import blocks
 from ..wan import PRESETS, WanDiT
 from ..weights import load_dit, load_fantasytalking, load_projection, open_tensors, save_tensors, tensors_hash
 from .codec import Codec
@@ -39,9 +40,16 @@ class MiniatureComponents:
     name = "miniature"
     defaults = Defaults(size=(SIZE, SIZE), steps=20, shift=12.0, text_scale=3.0, audio_scale=3.0)
 
-    def __init__(self, folder: Path = WEIGHTS, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        folder: Path = WEIGHTS,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        offload: str = "none",
+    ):
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype or torch.float32
-        self.config = PRESETS["miniature"]
+        self.offload, self.config = offload, PRESETS["miniature"]
 
     @cached_property
     def codec(self) -> Codec:
@@ -87,11 +95,12 @@ class MiniatureComponents:
     @contextmanager
     def dit(self) -> Iterator[WanDiT]:
         dit = load_dit(
-            self.folder / "base.safetensors", device=self.device, dtype=self.dtype,
-            num_heads=self.config.num_heads, text_len=self.config.text_len,
+            self.folder / "base.safetensors", device="cpu" if self.offload == "blocks" else self.device,
+            dtype=self.dtype, num_heads=self.config.num_heads, text_len=self.config.text_len,
         )  # fmt: skip
         load_fantasytalking(self.folder / "fantasytalking.safetensors", dit)
-        yield dit
+        with blocks(dit, self.device) if self.offload == "blocks" else nullcontext():
+            yield dit
 
 
 def save_miniature(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -104,8 +113,6 @@ def save_miniature(folder: Path, tensors: dict[str, Tensor]) -> None:
         save_tensors(folder / f"{part}.safetensors", held, METADATA if part == "base" else None)
 
 
-def load_components(
-    *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, folder: Path = WEIGHTS
-) -> MiniatureComponents:
-    """The shipped miniature, or the one in `folder`."""
-    return MiniatureComponents(folder, device=device, dtype=dtype)
+def load_components(*, folder: Path = WEIGHTS, **placing) -> MiniatureComponents:
+    """The shipped miniature, or the one in `folder`; device, dtype, offload as in MiniatureComponents."""
+    return MiniatureComponents(folder, **placing)

@@ -9,6 +9,9 @@ Shape letters: B batch, T frames, S pixels a side. Not in the paper: the miniatu
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -39,18 +42,19 @@ class Identity:
     def __getattr__(self, name: str) -> Tensor:
         if name in COLOURS:
             start = 3 * COLOURS.index(name)
-            return self.vector[:, start : start + 3].view(-1, 1, 3, 1, 1)
-        if name in SHAPES:
-            return self.vector[:, 3 * len(COLOURS) + SHAPES.index(name)].view(-1, 1, 1, 1)
-        raise AttributeError(name)
+            view = self.vector[:, start : start + 3].view(-1, 1, 3, 1, 1)
+        elif name in SHAPES:
+            view = self.vector[:, 3 * len(COLOURS) + SHAPES.index(name)].view(-1, 1, 1, 1)
+        else:
+            raise AttributeError(name)
+        return self.__dict__.setdefault(name, view)
 
 
 class Canvas:
-    """A picture that soft shapes are painted on. The image is [B, T, 3, S, S], a shape's alpha [B, T, S, S]."""
+    """The grid that soft shapes are drawn on. A shape is its alpha [B, T, S, S], made for poses [B, T, 1, 1]."""
 
-    def __init__(self, image: Tensor, size: int):
-        self.image = image
-        axis = (torch.arange(size, dtype=image.dtype, device=image.device) + 0.5) / size * 2 - 1
+    def __init__(self, size: int, like: Tensor):
+        axis = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size * 2 - 1
         self.x, self.y = axis.view(1, 1, 1, size), axis.view(1, 1, size, 1)
         self.sharpness = 0.75 * size
 
@@ -59,87 +63,108 @@ class Canvas:
 
         That distance is poor around slivers: one flatter than a pixel is drawn a pixel high and fainter instead.
         """
-        fade = 1.0
+        fade = None
         if isinstance(ry, Tensor):
             ry, fade = ry.clamp_min(SLIVER), (ry / SLIVER).clamp(max=1)
-        dx, dy = (self.x - cx) / rx, (self.y - cy) / ry
-        radius = (dx * dx + dy * dy + 1e-6).sqrt()
-        slope = ((dx / rx) ** 2 + (dy / ry) ** 2 + 1e-6).sqrt()
-        return torch.sigmoid((1 - radius) * radius / slope * self.sharpness) * fade
+        dx, dy = (self.x - cx) / rx, (self.y - cy) / ry  # [B, T, 1, S], [B, T, S, 1]
+        ux, uy = dx / rx, dy / ry
+        radius = (dx * dx + dy * dy).add_(1e-6).sqrt_()
+        slope = (ux * ux + uy * uy).add_(1e-6).sqrt_()
+        alpha = (1 - radius).mul_(radius).div_(slope).mul_(self.sharpness).sigmoid_()
+        return alpha if fade is None else alpha * fade
 
     def below(self, line) -> Tensor:
         """Soft half plane: 1 where y is greater than `line`."""
         return torch.sigmoid((self.y - line) * self.sharpness)
 
-    def paint(self, alpha: Tensor, colour) -> None:
-        """Lay `colour` ([B, 1, 3, 1, 1] or an rgb triple) over the picture where `alpha` says."""
+
+Layer = tuple[Tensor, Tensor | tuple[float, float, float]]  # alpha [B, T, S, S] and colour, [B, 1, 3, 1, 1] or rgb
+
+
+def paint(image: Tensor, layers: Iterable[Layer]) -> Tensor:
+    """Lay the colours of `layers` over image [B, T, 3, S, S] where their alphas say -> a new image."""
+    painted = image
+    for alpha, colour in layers:
         if isinstance(colour, tuple):
-            colour = self.image.new_tensor(colour).view(1, 1, 3, 1, 1)
-        self.image = torch.lerp(self.image, colour.expand_as(self.image), alpha.unsqueeze(2).expand_as(self.image))
+            colour = image.new_tensor(colour).view(1, 1, 3, 1, 1)
+        lerp = painted.lerp if painted is image else painted.lerp_  # the caller's image is left as it is
+        painted = lerp(colour, alpha.unsqueeze(2))
+    return painted
 
 
-def paint_bust(canvas: Canvas, who: Identity, x: Tensor, y: Tensor) -> None:
-    """Everything behind the face: long hair, neck, shoulders, the volume of the hair."""
-    canvas.paint(canvas.ellipse(x, y + 0.12 + who.hair_length, who.face_rx * 1.22, who.face_ry * 1.02), who.hair)
-    canvas.paint(canvas.ellipse(0.6 * x, y + 0.62, 0.17, 0.34), 0.82 * who.skin)
-    canvas.paint(canvas.ellipse(0.4 * x, 1.18 + 0.4 * y, 0.80, 0.46), who.shirt)
-    canvas.paint(canvas.ellipse(0.5 * x, 0.70 + 0.5 * y, 0.15, 0.12), 0.86 * who.skin)
-    canvas.paint(canvas.ellipse(x, y - 0.07, who.face_rx * who.hair_volume, who.face_ry * 1.09), who.hair)
-
-
-def paint_head(canvas: Canvas, who: Identity, x: Tensor, y: Tensor, opening: Tensor) -> None:
-    """Ears, face (the jaw drops with the mouth), light from the left, fringe."""
+def bust(canvas: Canvas, who: Identity, x: Tensor, y: Tensor) -> Iterator[Layer]:
+    """Everything behind the face: long hair, neck, shoulders, the volume of the hair, ears."""
+    yield canvas.ellipse(x, y + 0.12 + who.hair_length, who.face_rx * 1.22, who.face_ry * 1.02), who.hair
+    yield canvas.ellipse(0.6 * x, y + 0.62, 0.17, 0.34), 0.82 * who.skin
+    yield canvas.ellipse(0.4 * x, 1.18 + 0.4 * y, 0.80, 0.46), who.shirt
+    yield canvas.ellipse(0.5 * x, 0.70 + 0.5 * y, 0.15, 0.12), 0.86 * who.skin
+    yield canvas.ellipse(x, y - 0.07, who.face_rx * who.hair_volume, who.face_ry * 1.09), who.hair
     for side in (-1, 1):
-        canvas.paint(canvas.ellipse(x + side * who.face_rx, y + 0.05, 0.06, 0.10), 0.88 * who.skin)
+        yield canvas.ellipse(x + side * who.face_rx, y + 0.05, 0.06, 0.10), 0.88 * who.skin
+
+
+def head(canvas: Canvas, who: Identity, x: Tensor, y: Tensor, opening: Tensor) -> Iterator[Layer]:
+    """Face (the jaw drops with the mouth), light from the left, fringe."""
     face = canvas.ellipse(x, y + 0.04 + 0.025 * opening, who.face_rx, who.face_ry + 0.025 * opening)
-    canvas.paint(face, who.skin)
-    canvas.paint(face * torch.sigmoid((canvas.x - x - 0.22) * 6) * 0.35, 0.78 * who.skin)
+    yield face, who.skin
+    yield face * torch.sigmoid((canvas.x - x - 0.22) * 6) * 0.35, 0.78 * who.skin
     fringe = 1 - canvas.below(y + who.hairline + 0.5 * (canvas.x - x + 0.12) ** 2)
-    canvas.paint(face * fringe, who.hair)
+    yield face * fringe, who.hair
 
 
-def paint_eyes(canvas: Canvas, who: Identity, x: Tensor, y: Tensor, lid: Tensor) -> None:
+def eyes(canvas: Canvas, who: Identity, x: Tensor, y: Tensor, lid: Tensor) -> Iterator[Layer]:
     """Whites, irises, pupils and a highlight inside the open lids, a lash line, brows and a nose."""
     eye_y, r = y + who.eye_y, who.eye_r
     for side in (-1, 1):
         cx = x + side * who.eye_dx
         inside = canvas.ellipse(cx, eye_y, r * 1.15, r * (0.10 + 0.80 * lid))
-        canvas.paint(canvas.ellipse(cx, eye_y - 0.012, r * 1.28, r * (0.22 + 0.84 * lid)), 0.45 * who.hair)
-        canvas.paint(inside, EYE_WHITE)
-        canvas.paint(inside * canvas.ellipse(cx, eye_y, r * 0.66, r * 0.66), who.iris)
-        canvas.paint(inside * canvas.ellipse(cx, eye_y, r * 0.34, r * 0.34), PUPIL)
-        canvas.paint(inside * canvas.ellipse(cx - 0.25 * r, eye_y - 0.28 * r, r * 0.22, r * 0.22), (1.0, 1.0, 1.0))
-        canvas.paint(canvas.ellipse(cx, eye_y - r * 1.35 - 0.02 * lid, r * 1.25, who.brow), 0.7 * who.hair)
-        canvas.paint(canvas.ellipse(cx + side * 0.05, y + who.mouth_y - 0.10, 0.10, 0.07) * 0.28, (0.92, 0.45, 0.42))
-    canvas.paint(
-        canvas.ellipse(x + 0.012, y + 0.5 * (who.eye_y + who.mouth_y), who.nose, 0.055) * 0.55, 0.72 * who.skin
-    )
+        yield canvas.ellipse(cx, eye_y - 0.012, r * 1.28, r * (0.22 + 0.84 * lid)), 0.45 * who.hair
+        yield inside, EYE_WHITE
+        yield inside * canvas.ellipse(cx, eye_y, r * 0.66, r * 0.66), who.iris
+        yield inside * canvas.ellipse(cx, eye_y, r * 0.34, r * 0.34), PUPIL
+        yield inside * canvas.ellipse(cx - 0.25 * r, eye_y - 0.28 * r, r * 0.22, r * 0.22), (1.0, 1.0, 1.0)
+        yield canvas.ellipse(cx, eye_y - r * 1.35 - 0.02 * lid, r * 1.25, who.brow), 0.7 * who.hair
+        yield canvas.ellipse(cx + side * 0.05, y + who.mouth_y - 0.10, 0.10, 0.07) * 0.28, (0.92, 0.45, 0.42)
+    yield canvas.ellipse(x + 0.012, y + 0.5 * (who.eye_y + who.mouth_y), who.nose, 0.055) * 0.55, 0.72 * who.skin
 
 
-def paint_mouth(canvas: Canvas, who: Identity, x: Tensor, y: Tensor, opening: Tensor, wide: Tensor) -> None:
+def mouth(canvas: Canvas, who: Identity, x: Tensor, y: Tensor, opening: Tensor, wide: Tensor) -> Iterator[Layer]:
     """Lips around a dark opening with upper teeth and a tongue. Opening 0 is a closed mouth, 1 a wide open one."""
     centre, rx, ry = y + who.mouth_y + 0.03 * opening, who.mouth_rx * (0.72 + 0.58 * wide), 0.012 + 0.135 * opening
-    canvas.paint(canvas.ellipse(x, centre, rx + 0.045, ry + 0.050), who.lip)
+    yield canvas.ellipse(x, centre, rx + 0.045, ry + 0.050), who.lip
     inside = canvas.ellipse(x, centre, rx, ry)
-    canvas.paint(inside, MOUTH_DARK)
-    canvas.paint(inside * canvas.ellipse(x, centre + 0.85 * ry + 0.02, rx * 0.72, 0.6 * ry + 0.01), TONGUE)
-    canvas.paint(inside * (1 - canvas.below(centre - 0.45 * ry)), TEETH)
+    yield inside, MOUTH_DARK
+    yield inside * canvas.ellipse(x, centre + 0.85 * ry + 0.02, rx * 0.72, 0.6 * ry + 0.01), TONGUE
+    yield inside * (1 - canvas.below(centre - 0.45 * ry)), TEETH
+
+
+def background(identity: Tensor, pose: Tensor, size: int = SIZE) -> Tensor:
+    """The wall behind everybody, lit from above -> [B, T, 3, size, size]."""
+    who = Identity(identity)
+    shade = ((torch.arange(size, dtype=pose.dtype, device=pose.device) + 0.5) / size).view(1, 1, 1, size, 1)
+    return torch.lerp(who.background, who.backdrop, shade).expand(pose.shape[0], pose.shape[1], 3, size, size)
+
+
+def stages(identity: Tensor, pose: Tensor, size: int = SIZE) -> tuple[Iterator[Layer], ...]:
+    """What is painted on the background, back to front: bust, head, eyes, mouth. A layer is made when it is asked for.
+
+    The bust follows (x, y) alone, the head `open` too, the eyes (x, y) and `lid`, the mouth (x, y), `open` and `wide`.
+    """
+    who, canvas = Identity(identity), Canvas(size, pose)
+    x, y, opening, wide, lid = (pose[..., i, None, None] for i in range(5))  # [B, T, 1, 1]
+    y = y - 0.08
+    turned_x, turned_y = 1.25 * x, y + 0.25 * (y + 0.08)
+    return (
+        bust(canvas, who, x, y),
+        head(canvas, who, x, y, opening),
+        eyes(canvas, who, turned_x, turned_y, lid),
+        mouth(canvas, who, turned_x, turned_y, opening, wide),
+    )
 
 
 def render(identity: Tensor, pose: Tensor, size: int = SIZE) -> Tensor:
     """Draw `identity` [B, IDENTITY] in every `pose` [B, T, 5] (order `POSE`) -> video [B, T, 3, size, size] in 0..1."""
-    who = Identity(identity)
-    x, y, opening, wide, lid = (pose[..., i, None, None] for i in range(5))  # [B, T, 1, 1]
-    y = y - 0.08
-    shade = ((torch.arange(size, dtype=pose.dtype, device=pose.device) + 0.5) / size).view(1, 1, 1, size, 1)
-    image = torch.lerp(who.background, who.backdrop, shade).expand(pose.shape[0], pose.shape[1], 3, size, size)
-    canvas = Canvas(image, size)
-    paint_bust(canvas, who, x, y)
-    paint_head(canvas, who, x, y, opening)
-    turned_x, turned_y = 1.25 * x, y + 0.25 * (y + 0.08)
-    paint_eyes(canvas, who, turned_x, turned_y, lid)
-    paint_mouth(canvas, who, turned_x, turned_y, opening, wide)
-    return canvas.image
+    return paint(background(identity, pose, size), chain(*stages(identity, pose, size)))
 
 
 def mouth_box(size: int = SIZE) -> Tensor:

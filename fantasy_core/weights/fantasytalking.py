@@ -71,7 +71,7 @@ def load_fantasytalking(
 ) -> tuple[AudioProjection, Report]:
     """Install FantasyTalking's audio linears in `dit` (in place) and return its audio projection (fp32) and a report.
 
-    The linears get `dtype` (default: that of the transformer's other linears) and the transformer's device. Demands
+    The linears get `dtype` (default: what the transformer computes in) and the transformer's device. Demands
     exactly 3 + 2 * num_layers tensors of fitting shapes (the projection's 3 when `dit` came with its audio linears).
     Raises UserError otherwise, leaving `dit` as it was.
     """
@@ -88,7 +88,7 @@ def load_fantasytalking(
     device = dit.patch_embedding.weight.device
     projection = load_projection(tensors, device=device)
     if dialect != "split":
-        _install(dit, config, tensors, device, dtype or dit.blocks[0].self_attn.q.weight.dtype)
+        _install(dit, config, tensors, device, dtype or dit.patch_embedding.weight.dtype)
     dit.config = config
     return projection, Report(tensors.path, dialect, len(expected))
 

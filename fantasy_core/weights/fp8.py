@@ -1,22 +1,32 @@
-"""fp8-scaled files: the stored weight times its scale is the weight.
+"""fp8 files: the stored weight, times its scale where there is one, is the weight.
 
 Two dialects are in use: `X.scale_weight` (with a marker tensor `scaled_fp8`), and `X.weight_scale` (with
 `X.comfy_quant`, a JSON text as bytes). Each may bring an activation scale (`X.scale_input`, `X.input_scale`) that
-dequantised weights do not need.
+dequantised weights do not need. A model takes fp8 weights dequantised, or keeps its linears as they are stored.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..errors import UserError, some
+from ..fp8_linear import FP8, Fp8Linear, unscaled
 from .files import Lazy, TensorSet
 
 SCALES = (".scale_weight", ".weight_scale")
 IGNORED = (".scale_input", ".input_scale")
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True)
+class Scaled(Lazy):
+    """A dequantised weight, read as float32, and what it is made of."""
+
+    weight: Lazy
+    scale: Lazy
 
 
 def dequantised(tensors: TensorSet) -> TensorSet:
@@ -55,13 +65,24 @@ def refuse_integers(tensors: TensorSet) -> TensorSet:
     return tensors
 
 
-def _scaled(weight: Lazy, scale: Lazy) -> Lazy:
-    def read() -> torch.Tensor:
-        factor = scale.read().float()
-        rows = factor.numel() > 1 and factor.ndim == 1  # one scale per output row
-        return weight.read().float() * (factor[:, None] if rows else factor)
+def keep_fp8(blocks: nn.Module, tensors: TensorSet, prefix: str) -> TensorSet:
+    """Give `blocks` (on meta) an Fp8Linear for every linear whose weight is stored in fp8. Returns the set with these
+    weights as they are stored and their scales under X.scale_weight."""
+    entries = dict(tensors.entries)
+    for name, linear in list(blocks.named_modules()):
+        lazy = entries.get(f"{prefix}.{name}.weight")
+        stored = lazy.weight if isinstance(lazy, Scaled) else lazy
+        if type(linear) is not nn.Linear or stored is None or stored.dtype not in FP8:
+            continue
+        entries[f"{prefix}.{name}.weight"], scale = stored, None
+        if isinstance(lazy, Scaled):
+            entries[f"{prefix}.{name}.scale_weight"], scale = lazy.scale, lazy.scale.shape
+        blocks.set_submodule(name, Fp8Linear(linear, stored.dtype, scale))
+    return TensorSet(tensors.path, entries, tensors.metadata)
 
-    return Lazy(weight.shape, torch.float32, read)
+
+def _scaled(weight: Lazy, scale: Lazy) -> Lazy:
+    return Scaled(weight.shape, torch.float32, lambda: unscaled(weight.read(), scale.read().float()), weight, scale)
 
 
 def _check_format(tensors: TensorSet, name: str, lazy: Lazy) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +22,8 @@ def save_tensors(
 ) -> None:
     """Write a safetensors file beside `path` and rename it: readers see the old file or the whole new one.
 
-    A failed write (full disk, file size limit, no permission) leaves nothing behind and raises UserError.
+    The same tensors and metadata give the same bytes, and so the same hash of the file. A failed write (full disk, file
+    size limit, no permission) leaves nothing behind and raises UserError.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -29,6 +32,7 @@ def save_tensors(
     try:
         save_file(ready, beside, metadata=dict(metadata or {}) or None)
         with open(beside, "rb+") as file:
+            _order_metadata(file)
             os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
@@ -41,6 +45,18 @@ def save_tensors(
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def _order_metadata(file: BinaryIO) -> None:
+    """Sort the metadata in the header, which safetensors writes in a random order."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    if told := header.get("__metadata__"):
+        header["__metadata__"] = dict(sorted(told.items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= size:
+            file.seek(8)
+            file.write(ordered.ljust(size))
 
 
 def _free(folder: Path) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, some
+from ..fp8_linear import Fp8Linear
 from ..wan import Float32Parameters, WanConfig, WanDiT
 from .files import SHARD, TensorSet, open_tensors
-from .fp8 import dequantised, refuse_integers
+from .fp8 import dequantised, keep_fp8, refuse_integers
 from .kinds import kind
 from .names import from_diffusers
 from .strict import fill
@@ -159,21 +160,28 @@ def load_dit(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.bfloat16,
+    fp8: str = "dequantised",
     **override,
 ) -> WanDiT:
     """The transformer, frozen and in eval mode; time path, norms, modulation and head in fp32, the rest in `dtype`.
 
     Sizes come from the shapes, the number of heads from config.json or from the file's metadata (128 wide heads where
-    neither tells); `override` sets fields of WanConfig. One copy: tensors are converted one by one, and those that need
-    no conversion stay mapped to the file. Raises UserError for anything but a complete Wan2.1 transformer.
+    neither tells); `override` sets fields of WanConfig. `fp8="kept"`: linears of the blocks that the file stores in fp8
+    stay so (`Fp8Linear`) and compute in `dtype`. One copy: tensors are converted one by one, and those that need no
+    conversion stay mapped to the file. Raises UserError for anything but a complete Wan2.1 transformer.
     """
     files = files if isinstance(files, WanFiles) else find_wan(files)
     tensors = open_dit(*files.need("dit"))
     config = dit_config(tensors, **override)
     with torch.device("meta"):
         model = WanDiT(config)
-    kept = float32_names(model)
-    return fill(model, tensors, "Wan transformer", device=device, dtype=lambda n: torch.float32 if n in kept else dtype)
+    if fp8 == "kept":
+        tensors = keep_fp8(model.blocks, tensors, "blocks")
+    own = dict.fromkeys(float32_names(model), torch.float32)
+    for name, module in model.named_modules():
+        if isinstance(module, Fp8Linear):
+            own |= {f"{name}.weight": module.weight.dtype, f"{name}.scale_weight": torch.float32}
+    return fill(model, tensors, "Wan transformer", device=device, dtype=lambda name: own.get(name, dtype))
 
 
 def dit_config(source: WanFiles | TensorSet, **override) -> WanConfig:
