@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from fantasy_core.errors import UserError
 from fantasy_core.lips import LipTrack
+from fantasy_core.media.cuts import cuts, differences
 from train.clip_rules import Faces, crop_box, face_fault, fitted, follow, voiced, voiced_share
 from train.footage import in_folder, in_table, located
 from train.journal import Journal
-from train.scenes import Span, at_times, cuts, differences, scenes, spans
+from train.scenes import Span, at_times, scenes, spans
 
 RATE = 8000
 

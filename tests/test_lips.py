@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_faces import face
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,20 +101,6 @@ def test_polygons_that_lean_and_leave_the_picture():
     assert polygon_coverage(diamond + 16, 32, 32).sum() == pytest.approx(128, rel=0.01)
     assert polygon_coverage(diamond, 32, 32).sum() == pytest.approx(32, abs=1.5)
     assert not polygon_coverage(diamond - 50, 32, 32).any()
-
-
-def face(x: float = 60.0, y: float = 60.0, half: float = 20.0, opening: float = 0.0, nose: float = 0.0) -> np.ndarray:
-    """A drawn face: points on a circle, lips an ellipse of half the radius, a gap between the inner lips."""
-    points = np.zeros((478, 2))
-    angle = np.arange(478) * 2.399963  # spread evenly
-    points[:] = np.stack([np.cos(angle), np.sin(angle)], 1) * half * np.sqrt(np.arange(478) / 478)[:, None]
-    ring = np.linspace(0, 2 * np.pi, len(OUTER_LIPS), endpoint=False)
-    points[OUTER_LIPS] = np.stack([-np.cos(ring) * half / 2, 0.5 * half + np.sin(ring) * half / 5], 1)
-    for upper, lower in ((13, 14), (82, 87), (312, 317)):
-        points[upper], points[lower] = (0, 0.5 * half - opening / 2), (0, 0.5 * half + opening / 2)
-    points[33], points[263] = (-half / 2, -half / 3), (half / 2, -half / 3)
-    points[234], points[454], points[1] = (-half, 0), (half, 0), (nose * half, 0)
-    return points + (x, y)
 
 
 def test_the_mask_of_a_mouth():

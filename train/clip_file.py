@@ -21,11 +21,12 @@ from torch import Tensor
 from fantasy_core import lips, media
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
+from fantasy_core.media.cuts import cuts, differences
 from fantasy_core.media.images import to_bytes
 from fantasy_core.metrics.lip_sync import LipSync, lip_sync, pooled
 from train.clip_rules import Detectors, Faces, crop_box, face_fault, fitted, follow, voiced, voiced_share
 from train.footage import Footage
-from train.scenes import Span, at_times, cuts, differences, scenes, spans
+from train.scenes import Span, at_times, scenes, spans
 
 
 @dataclass(frozen=True)

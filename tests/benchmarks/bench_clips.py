@@ -24,9 +24,9 @@ from talking import FPS, openings, portrait, speaking, voice, write_footage  # n
 
 from fantasy_core.lips import landmarker  # noqa: E402
 from fantasy_core.media import parse_size, read_video  # noqa: E402
+from fantasy_core.media.cuts import differences  # noqa: E402
 from train.clip_file import ClipRules, Outcome, choose, heard, make_clips  # noqa: E402
 from train.footage import Footage  # noqa: E402
-from train.scenes import differences  # noqa: E402
 
 RULES = ClipRules(23.0, 81, 49, None, 0.1, 0.2, 80.0, 0.5, 2, "keep", "scene")
 
