@@ -52,10 +52,12 @@ def modules(requirements: list[str]) -> set[str]:
 def test_what_is_imported_is_declared():
     """Third-party modules of the core are its dependencies (all of them used), train's are in its extras.
 
-    protobuf is imported by transformers, which does not ask for it, when it reads a SentencePiece tokenizer.
+    protobuf is imported by transformers, which does not ask for it, when it reads a SentencePiece tokenizer; cv2 comes
+    with mediapipe, and a second OpenCV beside it would break both.
     """
     core = modules(PROJECT["dependencies"]) - {"protobuf"}
-    optional = modules([*EXTRAS["lips"], *EXTRAS["flash"], *EXTRAS["critic"]])
+    extras = ("lips", "flash", "critic", "hands", "raft")
+    optional = modules([line for extra in extras for line in EXTRAS[extra]]) | {"cv2"}
     allowed = {
         "fantasy_core": core | optional,
         "train": core | modules([*EXTRAS["train"], *EXTRAS["adam8bit"], *EXTRAS["vllm"]]),
