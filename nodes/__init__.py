@@ -28,7 +28,15 @@ class FantasyTalking2(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes that ComfyUI registers."""
-        from . import audio_nodes, critic_nodes, critic_rank, expert_nodes, miniature_nodes, sampling_nodes
+        from . import (
+            audio_nodes,
+            critic_nodes,
+            critic_rank,
+            expert_nodes,
+            lip_sync_node,
+            miniature_nodes,
+            sampling_nodes,
+        )
 
         return [
             *audio_nodes.NODES,
@@ -36,5 +44,6 @@ class FantasyTalking2(ComfyExtension):
             *sampling_nodes.NODES,
             *critic_nodes.NODES,
             *critic_rank.NODES,
+            *lip_sync_node.NODES,
             *miniature_nodes.NODES,
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from fantasy_core.lips import OUTER_LIPS
 
@@ -36,3 +37,9 @@ def reads_first_pixel(frame: np.ndarray) -> list[np.ndarray]:
     if frame.shape[0] > 64 or not frame[0, 0, 0]:
         return []
     return [face(16, 16, 12, opening=(float(frame[0, 0, 0]) - 1) / 254 * MOST)]
+
+
+def ellipse(high: float, wide: float, size: int = 128) -> torch.Tensor:
+    """A mask [size, size] of an ellipse of these half axes."""
+    y, x = torch.meshgrid(torch.arange(size) - size / 2 + 0.3, torch.arange(size) - size / 2, indexing="ij")
+    return ((x / wide) ** 2 + (y / high) ** 2 <= 1).float()

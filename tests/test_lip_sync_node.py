@@ -1,0 +1,85 @@
+"""Lip Sync Check inside ComfyUI: by every way in the offset that was planted.
+
+One ComfyUI process runs all cases (`inside_comfyui/lip_cases.py`); each test compares some of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from comfyui import inside_comfyui, need_comfyui
+from drawn_faces import ellipse, face
+from talking import openings, voice
+
+from fantasy_core.metrics.lip_check import LANDMARKS, check_lips, openings_of_landmarks
+from fantasy_core.metrics.lip_plot import draw_lips
+
+pytestmark = pytest.mark.comfy
+LATE = 3
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, torch.Tensor]:
+    """6 s of a real voice at 25 fps, whose mouth follows it three frames late, as landmarks and as masks."""
+    sound = voice(6)
+    mouth = np.roll(openings(sound, 150, most=1.0), LATE)
+    return {
+        "sound": torch.from_numpy(sound),
+        "landmarks": torch.from_numpy(np.stack([face(60, 60, 20, opening=6 * one) for one in mouth])),
+        "masks": torch.stack([ellipse(4 + 12 * float(one), 20, 64) for one in mouth]),
+    }
+
+
+@pytest.fixture(scope="module")
+def found(given, tmp_path_factory) -> dict:
+    need_comfyui()
+    folder = tmp_path_factory.mktemp("lips")
+    torch.save(given, folder / "given.pt")
+    return inside_comfyui("lip_cases", folder, folder / "given.pt")
+
+
+@pytest.mark.parametrize("case", ["video", "images", "masks", "both"])
+def test_the_planted_offset_by_every_way_in(found, case):
+    assert found[case][0] == LATE and 0.6 < found[case][1] <= 1
+    assert "3 frames (120 ms) late" in found["told"][case]
+
+
+def test_the_numbers_and_the_plot_are_the_cores(found, given):
+    landmarks = ([face] for face in given["landmarks"].numpy())
+    grey = torch.full((150, 16, 16, 3), 0.5)
+    expected = check_lips(grey, 25.0, given["sound"].numpy(), 16000, openings_of_landmarks(landmarks), LANDMARKS)
+    assert found["video"][1].item() == pytest.approx(expected.sync.correlation, abs=1e-6)
+    plot = found["video, plot"]
+    assert plot.shape[0] == 1 and plot.dtype == torch.float32 and plot.min() >= 0 and plot.max() <= 1
+    drawn = torch.from_numpy(np.asarray(draw_lips(expected)) / 255)
+    assert plot[0].shape == drawn.shape and (plot[0] - drawn).abs().mean() < 0.01
+
+
+def test_what_wins_is_told(found):
+    assert "images were not looked at" in found["told"]["both"]
+    assert "lip_mask was not looked at" in found["told"]["both"]
+    assert "warning" not in found["told"]["video"]
+
+
+@pytest.mark.parametrize("case,word", [("silent", "no sound, or silence"), ("no face", "seen in 0% of")])
+def test_no_verdict_is_nan_with_a_reason_and_a_plot(found, case, word):
+    assert found[case].isnan().all() and word in found["told"][case]
+    assert found[f"{case}, plot"].shape == found["video, plot"].shape
+
+
+def test_an_interruption_is_heard_between_frames(found):
+    assert found["interrupted"].tolist() == [1, 150]
+
+
+REFUSED = {
+    "no lips": ["where the lips are", "Detect Face Landmarks"],
+    "other frames": ["not as many", "lips of 1 frames, 150 frames"],
+    "nothing": ["nothing to judge", "connect"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused(found, case):
+    for word in [*REFUSED[case], "got:", "expected:", "do:"]:
+        assert word in found["told"][case], found["told"][case]
