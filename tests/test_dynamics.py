@@ -16,6 +16,7 @@ from fantasy_core.media import VideoWriter
 from fantasy_core.metrics.contract import Metric, Video
 from fantasy_core.metrics.dynamics import Dynamics, fitted, longest, scaled, summed
 from fantasy_core.metrics.flow_backends import DisFlow, RaftFlow
+from fantasy_core.metrics.sampling import at_rate
 from fantasy_core.metrics.subject_masks import FaceBox, GivenMasks, Sam2, body, filled
 
 SIDE = 512
@@ -82,6 +83,18 @@ def test_frames_are_taken_at_8_a_second():
     """The subject goes 1 px a frame at 24 frames a second: 3 px from one eighth of a second to the next."""
     found = Dynamics(dis(), Following((1, 0))).measure(pasted(10, (1, 0), fps=24))
     assert found.values["sd"] == pytest.approx(3, abs=0.2)
+
+
+def test_a_varying_frame_rate():
+    """The subject goes 24 px a second, in frames shown for 20 to 60 ms: 3 px in an eighth, give or take a frame, whose
+    place is its time's, rounded."""
+    seconds = np.concatenate([[0], np.cumsum(np.random.default_rng(1).uniform(0.02, 0.06, 14))])
+    still, places = pasted(1, (0, 0)), np.round(24 * seconds).astype(int)
+    frames = np.stack([np.roll(still.frames[0], place, 1) for place in places])
+    found = Dynamics(dis(), None).measure(Video(Path("a"), frames, seconds))
+    steps = np.diff(places[at_rate(Video(Path("a"), frames, seconds), 8)])
+    assert found.values["flow_top5"] == pytest.approx(steps.mean(), abs=1.0)
+    assert found.values["flow"] == pytest.approx(steps.mean(), abs=0.2)
 
 
 def test_pictures_of_half_the_size_move_as_far():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_layouts import JOINT_SCORES, SHARE, blue_joints, red_persons
+from PIL import Image, ImageDraw, ImageFilter
 
 from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import Video
@@ -139,16 +140,61 @@ def test_two_hands_on_one_side():
     assert np.isnan(by_side([], [])).all() and np.isnan(by_side([("Left", 0.9)], [first])[1]).all()
 
 
-def test_mediapipe_finds_no_hands_on_a_grey_wall():
-    """And says what it is: no HKC with it, by name."""
+TIPS = np.array([(190, 350), (245, 190), (310, 160), (375, 185), (425, 250)])  # thumb to little finger
+
+
+def drawn_hand(x: float = 0, y: float = 0) -> np.ndarray:
+    """A frame of 560 x 640 with an open hand, whose fingertips are TIPS, moved by (x, y)."""
+    picture = Image.new("RGB", (640, 560), (60, 90, 120))
+    pen, skin, edge = ImageDraw.Draw(picture), (224, 172, 140), (170, 120, 95)
+    knuckles = [(255, 430), (270, 330), (310, 320), (350, 328), (385, 350)]
+    for colour, more in ((edge, 3), (skin, 0)):
+        pen.ellipse((242 - more + x, 308 - more + y, 398 + more + x, 492 + more + y), colour)
+        pen.rectangle((277 - more + x, 410 + y, 363 + more + x, 560), colour)
+        for (u, v), knuckle, wide in zip(TIPS + (x, y), knuckles, (36, 32, 34, 32, 28), strict=True):
+            pen.line((knuckle[0] + x, knuckle[1] + y, u, v), colour, wide + 2 * more)
+            half = wide / 2 + more
+            pen.ellipse((u - half, v - half, u + half, v + half), colour)
+    for (u, v), knuckle in zip(TIPS + (x, y), knuckles, strict=True):
+        for part in (0.35, 0.68):
+            across, down = knuckle[0] + x + part * (u - knuckle[0] - x), knuckle[1] + y + part * (v - knuckle[1] - y)
+            pen.line((across - 10, down, across + 10, down), edge, 2)
+        pen.ellipse((u - 8, v - 8, u + 8, v + 8), (240, 200, 180))
+    return np.array(picture.filter(ImageFilter.GaussianBlur(1)))
+
+
+@pytest.fixture(scope="module")
+def mediapipe_hands() -> MediapipeHands:
     if not TASK.exists():
         pytest.skip(f"no {TASK}")
     try:
-        metric = HandMotion(MediapipeHands(TASK))
+        return MediapipeHands(TASK)
     except UserError as error:
         pytest.skip(error.got)
-    found = metric.measure(Video(Path("wall.mp4"), np.full((9, 128, 128, 3), 127, np.uint8), np.arange(9) / 25))
-    assert "no keypoint score" in found.reasons["hkc"] and found.values["hand_presence"] == 0
+
+
+def test_mediapipe_finds_a_drawn_hand_and_none_on_a_grey_wall(mediapipe_hands):
+    """Fingertips within 20 px of where they are drawn; moved by (20, -10) they move as far, within 8 px."""
+    with mediapipe_hands.open() as hands:
+        found, moved, none = (
+            hands(f) for f in (drawn_hand(), drawn_hand(20, -10), np.full((480, 480, 3), 127, np.uint8))
+        )
+    there = np.flatnonzero(np.isfinite(found[:, 0, 0]))
+    assert len(there) == 1 and np.isnan(none).all() and np.isnan(found[..., 2]).all()
+    tips = found[there[0], [4, 8, 12, 16, 20], :2]
+    assert np.linalg.norm(tips - TIPS, axis=1).max() < 20
+    assert np.abs(moved[there[0], [4, 8, 12, 16, 20], :2] - tips - (20, -10)).max() < 8
+
+
+def test_mediapipe_has_no_hkc(mediapipe_hands):
+    """A hand that swings by 12 px to both sides of 560, which is 11 of 512, within a tenth."""
+    metric = HandMotion(mediapipe_hands)
+    swing = 12 * np.sign(np.sin(np.arange(8) * np.pi + 0.1))
+    frames = np.stack([drawn_hand(x) for x in swing])
+    found = metric.measure(Video(Path("a.mp4"), frames, np.arange(8) / 25))
+    assert found.values["hkc"] is None and "no keypoint score" in found.reasons["hkc"]
+    assert found.values["hkv_std"] == pytest.approx(12 * 512 / 560, rel=0.1)
+    assert found.values["hand_presence"] == 0.5
     assert metric.settings["detector"] == "mediapipe hands, IMAGE mode" and "weights_sha256" in metric.settings
 
 

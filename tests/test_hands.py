@@ -61,6 +61,14 @@ def test_twice_the_frame_size_and_half_the_frame_rate():
     )
 
 
+def test_a_varying_frame_rate():
+    """Steps of 3 px, each shown for 20 to 60 ms: as far as 3 px in the time it took, mean over steps."""
+    seconds = np.random.default_rng(0).uniform(0.02, 0.06, FRAMES - 1)
+    keypoints = hands(lambda t: (3.0 * t, 0.0))
+    values = measured(keypoints, SIZE, np.concatenate([[0], np.cumsum(seconds)])).values
+    assert values["hand_step"] == pytest.approx(float((3 / seconds).mean()) / 25)
+
+
 def test_fingers_alone():
     """Joints 1 to 20 of the first hand move by +-2 px in x against the wrist (the palm stays 40 px long
     to 0.2 %): variance 4 px^2 / 40^2; the second hand is still, so half of it."""

@@ -116,7 +116,7 @@ def at_25(openings: Array, times: Array) -> Array:
     known = np.isfinite(openings)
     if not known.any():
         return np.full(len(wanted), np.nan)
-    nearest = np.abs(wanted[:, None] - middles).argmin(1)
+    nearest = np.searchsorted((middles[1:] + middles[:-1]) / 2, wanted)
     return np.where(known[nearest], np.interp(wanted, middles[known], openings[known]), np.nan)
 
 
