@@ -39,7 +39,7 @@ def found(given, tmp_path_factory) -> dict:
     return inside_comfyui("lip_cases", folder, folder / "given.pt")
 
 
-@pytest.mark.parametrize("case", ["video", "images", "masks", "both"])
+@pytest.mark.parametrize("case", ["video", "images", "masks", "both", "stereo"])
 def test_the_planted_offset_by_every_way_in(found, case):
     assert found[case][0] == LATE and 0.6 < found[case][1] <= 1
     assert "3 frames (120 ms) late" in found["told"][case]
@@ -73,6 +73,7 @@ def test_an_interruption_is_heard_between_frames(found):
 
 
 REFUSED = {
+    "damaged": ["no voice", "NaN"],
     "no lips": ["where the lips are", "Detect Face Landmarks"],
     "other frames": ["not as many", "lips of 1 frames, 150 frames"],
     "nothing": ["nothing to judge", "connect"],

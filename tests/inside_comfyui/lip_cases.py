@@ -44,6 +44,9 @@ with torch.inference_mode():
     check("both", video=video(), images=images[:3], face_landmarks=points, lip_mask=given["masks"])
     check("silent", video=video(None), face_landmarks=points)
     check("no face", video=video(), face_landmarks={**points, "frames": [[]] * len(images)})
+    stereo = {"waveform": torch.stack([given["sound"], 0 * given["sound"]])[None], "sample_rate": 16000}
+    check("stereo", images=images, audio=stereo, face_landmarks=points)
+    refused("damaged", images=images, audio={**audio, "waveform": audio["waveform"] * torch.nan}, face_landmarks=points)
     refused("no lips", video=video())
     refused("other frames", video=video(), lip_mask=given["masks"][:1])
     refused("nothing", face_landmarks=points)
