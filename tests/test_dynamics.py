@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfyui import inside_comfyui
 from drawn_faces import face
 from PIL import Image
 
@@ -253,3 +254,13 @@ def test_raft_needs_torchvision(tmp_path):
     else:
         with pytest.raises(UserError, match="or use dis"):
             RaftFlow(tmp_path / "raft.pth")
+
+
+@pytest.mark.comfy
+def test_raft_is_torchvisions(tmp_path):
+    """With random weights in the layout of torchvision's file, where ComfyUI's interpreter has it: the flow of frames
+    whose sides are no multiples of eight is the network's own; weights of another model are refused."""
+    found = inside_comfyui("raft_cases", tmp_path, tmp_path / "raft_large.pth")
+    assert found["ours"].shape == (132, 141, 2)
+    torch.testing.assert_close(found["ours"], found["expected"], rtol=1e-4, atol=1e-4)
+    assert "RAFT large" in found["told"] and found["settings"]["flow"] == "raft_large"
