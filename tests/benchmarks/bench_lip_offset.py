@@ -6,7 +6,11 @@ VOICES are folders of recordings (one speaker each) or files, such as /usr/share
 Debian's asterisk-core-sounds-*-g722. Of each folder come the `--pieces` longest recordings, of each its first 5 s from
 where it is first loud. The astronaut's mouth is drawn open by loudness^0.7, times 1 + noise (smooth over 5 frames, so
 that loudness alone does not fix the opening), the head sways by 3 pixels, the picture passes through H.264. Landmarks
-are found once a clip; the sound is shifted by each offset. Found means: a verdict, and the very frame.
+are found once a clip; the sound is shifted by each offset. Found means: a verdict, and the very frame. Lips are also
+held against the sound of another recording, where every verdict is a false one.
+
+The mouth is drawn by loudness and judged by loudness: this proves decoding, landmarks and alignment, and how much
+noise they bear, not how well real mouths follow it.
 """
 
 from __future__ import annotations
@@ -81,14 +85,23 @@ def offsets(found: LipTrack, sound: np.ndarray) -> list[float | None]:
 
 def measure(place: Path, flags: argparse.Namespace, detectors, folder: Path) -> np.ndarray:
     """What is said of each clip of a speaker [clips, 11], NaN without a verdict."""
-    rows = []
+    rows, clips = [], []
     for seed, file in enumerate(recordings(place, flags.pieces)):
         sound = piece(file)
         if sound is not None:
-            row = offsets(track(drawn(sound, seed, flags.noise, folder), *detectors), sound)
+            clips.append((track(drawn(sound, seed, flags.noise, folder), *detectors), sound))
+            row = offsets(*clips[-1])
             rows.append([np.nan if one is None else one for one in row])
-            wrong = [f"{k:+d}: {one:+.0f}" for k, one in zip(OFFSETS, rows[-1], strict=True) if one != k]
+            wrong = [
+                f"{k:+d}: {'none' if np.isnan(one) else f'{one:+.0f}'}"
+                for k, one in zip(OFFSETS, rows[-1], strict=True)
+                if one != k
+            ]
             print(f"  {file.name:44}{', '.join(wrong) or 'all found'}", flush=True)
+    others = [sound for _, sound in clips[1:] + clips[:1]]
+    strange = [one for (lips, _), sound in zip(clips, others, strict=True) for one in offsets(lips, sound)]
+    heard = sum(one is not None for one in strange) if len(clips) > 1 else 0
+    print(f"  lips of one recording against the next one's sound: {heard} verdicts of {len(strange)}", flush=True)
     return np.array(rows).reshape(-1, len(OFFSETS))
 
 
