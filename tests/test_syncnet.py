@@ -233,8 +233,11 @@ def test_settings_name_detector_weights_and_track(weights, tmp_path):
     assert (metric.settings["faces"], metric.settings["min_track"]) == ("drawn", 8)
     assert make(weights).settings["faces"] == "whole_frame" and SyncNet(weights).settings["min_track"] == 50
     assert len(str(metric.settings["weights_sha256"])) == 64
-    with pytest.raises(UserError, match="no S3FD"):
-        SyncNet(weights, faces="s3fd", face_model="sfd_face.pth").measure(talking(20))
+    with pytest.raises(UserError, match="S3FD needs its weights"):
+        SyncNet(weights, faces="s3fd")
+    face_model = tmp_path / "sfd_face.pth"
+    face_model.write_bytes(b"abc")
+    assert str(SyncNet(weights, faces="s3fd", face_model=face_model).settings["face_weights_sha256"])[:8] == "ba7816bf"
     with pytest.raises(UserError, match="unknown face detector"):
         SyncNet(weights, faces="dlib")
     with pytest.raises(UserError, match="min_track"):

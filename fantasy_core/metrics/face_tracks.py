@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
 from ..lips import MESH, landmarker
 
 Array = np.ndarray
@@ -104,15 +103,3 @@ def box_of(mesh: Array) -> Box:
     """Around the landmarks [468 or more, 2] of a face; irises, from 468 on, are no part of its outline."""
     left, top, right, bottom = map(float, (*mesh[:MESH].min(0), *mesh[:MESH].max(0)))
     return left, top, right, bottom
-
-
-@contextmanager
-def s3fd_faces(weights: str | Path | None) -> Iterator[Faces]:
-    """The reference's detector, which is not part of this package."""
-    raise UserError(
-        "there is no S3FD here",
-        got=f"faces s3fd, weights {weights or 'none'}",
-        expected="mediapipe, or a callable of yours: frame [H, W, 3] -> boxes (left, top, right, bottom)",
-        do="use mediapipe (named in the settings, not comparable with papers), or pass S3FD of syncnet_python as one",
-    )
-    yield  # a context manager has to

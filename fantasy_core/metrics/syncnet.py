@@ -10,8 +10,9 @@ longest track alone is scored; crops are not compressed on the way; scene cuts a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..manifest import sha256
+from ..media import check_file
 from .contract import Measured, Video
-from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, s3fd_faces, tracks
+from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, tracks
 from .mfcc import RATE, mfcc
 from .networks import open_network
+from .s3fd import s3fd_faces
 from .sampling import at_rate
 from .syncnet_model import SHIFT, SyncNetModel, shifted_distances
 
@@ -36,9 +40,10 @@ SILENCE = 1e-4  # peak, -80 dB
 class SyncNet:
     """Sync-C, Sync-D and the offset of the longest face track.
 
-    weights: `syncnet_v2.model`. faces: `mediapipe` (face_model: its face_landmarker.task), `s3fd`, or a callable that
-    gives the boxes of a frame, whose name is written as `faces_name`. min_track: sightings at 25 fps that a track must
-    exceed; min_face: pixels that its box must exceed. Raises UserError for weights of another model.
+    weights: `syncnet_v2.model`. faces: `s3fd` (face_model: `sfd_face.pth`), which the reference uses; `mediapipe`
+    (face_model: its face_landmarker.task); or a callable that gives the boxes of a frame, whose name is written as
+    `faces_name`. min_track: sightings at 25 fps that a track must exceed; min_face: pixels that its box must exceed.
+    Raises UserError for weights of another model.
     """
 
     name = "sync"
@@ -62,7 +67,7 @@ class SyncNet:
         if min_track < WINDOW:  # a window of lips and one more frame of sound
             do = f"use {MIN_TRACK}, or 100 as the reference does"
             raise UserError("min_track is too short", got=str(min_track), expected=f"{WINDOW} or more", do=do)
-        self._faces, self._face_model = _backend(faces), face_model
+        self._faces = _backend(faces, face_model, device)
         self._network, digest = open_network(SyncNetModel, weights, "SyncNet v2", device)
         self._min_track, self._min_face, self._device, self._batch = min_track, min_face, device, max(batch, 1)
         named = faces if isinstance(faces, str) else faces_name or getattr(faces, "__name__", type(faces).__name__)
@@ -71,6 +76,7 @@ class SyncNet:
             "weights": Path(weights).name,
             "weights_sha256": digest,
             "faces": named,
+            **_hashed(face_model),
             "fps": FPS,
             "shift": SHIFT,
             "min_track": min_track,
@@ -81,7 +87,7 @@ class SyncNet:
         """Raises UserError for a video without sound, with silence, of one frame, or without a face that is large and
         long enough."""
         sound, frames = _heard(video), video.frames[at_rate(video, FPS)]
-        with self._faces(self._face_model) as faces:
+        with self._faces() as faces:
             track = self._longest(video, tracks([faces(frame) for frame in frames]))
         start, stop = track.first * SAMPLES, (track.first + len(track.boxes)) * SAMPLES
         sound = sound[start:stop]
@@ -148,16 +154,23 @@ def _heard(video: Video) -> Array:
     raise UserError(f"{video.path} cannot be heard", got=got, expected="a voice", do=do)
 
 
-def _backend(faces: str | Faces):
-    """(model file) -> context manager that gives `Faces`."""
+def _backend(faces: str | Faces, model: str | Path | None, device: str) -> Callable[[], AbstractContextManager[Faces]]:
+    """Opens what finds the faces."""
     if callable(faces):
+        return partial(nullcontext, faces)
+    if faces == "mediapipe":
+        return partial(mediapipe_faces, model)
+    if faces != "s3fd":
+        do = "use one of these, or a callable of yours"
+        raise UserError("unknown face detector", got=repr(faces), expected="mediapipe or s3fd", do=do)
+    if model is None:
+        do = "give it as face_model, or use mediapipe, whose numbers are not those of papers"
+        raise UserError("S3FD needs its weights", got="none", expected="sfd_face.pth of syncnet_python", do=do)
+    return partial(s3fd_faces, model, device)
 
-        def given(_model: str | Path | None) -> AbstractContextManager[Faces]:
-            return nullcontext(faces)
 
-        return given
-    known = {"mediapipe": mediapipe_faces, "s3fd": s3fd_faces}
-    if faces not in known:
-        do = "use mediapipe, or a callable of yours"
-        raise UserError("unknown face detector", got=repr(faces), expected=" or ".join(known), do=do)
-    return known[faces]
+def _hashed(model: str | Path | None) -> dict[str, object]:
+    if model is None:
+        return {}
+    file = check_file(model, "model of faces")
+    return {"face_weights": file.name, "face_weights_sha256": sha256(file)}
