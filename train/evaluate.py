@@ -39,9 +39,11 @@ from train.evaluate_measure import Bench, measure_all, see_all
 from train.evaluate_plots import plot_columns
 from train.evaluate_registry import METRICS, Absent, Wanted, columns_of, wanted
 from train.evaluate_sets import set_cells
+from train.evaluate_study import read_study, study_of
+from train.evaluate_study_text import study_markdown
 from train.evaluate_table import caption, markdown
 from train.evaluate_videos import Protocol, SceneCuts, parse_size
-from train.run import as_json, command, setting, write_json
+from train.run import as_json, command, made_from, setting, write_json
 
 
 @dataclass(frozen=True)
@@ -54,29 +56,43 @@ class EvaluateSettings:
     options: tuple[str, ...] = setting((), "NAME.key=value: other settings of a metric, as fid.every=4")
     fps: float | None = setting(None, "bring all videos to this rate, by the times frames are shown at", least=1.0)
     size: str | None = setting(None, "bring all to this size: 512 (short side), or 832x480 (filled, then cut)")
+    ratings: Path | None = setting(None, "a user study: CSV rater,clip,method,mn,ls,vq, or Label Studio's JSON export")
+    videos: Path | None = setting(None, "videos.jsonl that the study was made from; for an export")
+    ours: str | None = setting(None, "whose gains in the study are told (the best over all dimensions)")
     resamples: int = setting(50, "of videos, for the intervals of FID and FVD; 0: none", least=0)
     workers: int = setting(1, "processes that measure; 0: this one", least=0)
     strict: bool = setting(False, "code 2 when a video cannot be read or a metric cannot be built")
 
 
 def run(settings: EvaluateSettings, dry_run: bool) -> None:
-    if not settings.method:
-        raise UserError("there is nothing to evaluate", got="no --method", expected="NAME=FOLDER", do="give --method")
+    if not settings.method and settings.ratings is None:
+        do = "give --method NAME=FOLDER for videos, --ratings FILE for a user study, or both"
+        raise UserError("there is nothing to evaluate", got="no --method, no --ratings", expected="one of them", do=do)
+    study = study_of(read_study(settings.ratings, settings.videos), settings.ours) if settings.ratings else None
+    result = evaluate(settings, dry_run) if settings.method else None
+    if dry_run:
+        print(f"dry run: nothing was written to {settings.out}")
+        return
+    write(result, study, settings)
+    tell(result, study, settings)
+
+
+def evaluate(settings: EvaluateSettings, dry_run: bool) -> dict[str, Any] | None:
+    """The videos: what evaluation.json says of them; only the plan on a dry run."""
     protocol = Protocol(settings.fps, settings.size and "x".join(map(str, parse_size(settings.size))))
     methods = read_methods(settings.method, settings.out)
     reference = read_folder("reference", settings.reference, settings.out) if settings.reference else None
     asked = wanted(settings.metrics, settings.weights, settings.options)
     if dry_run:
-        return tell_plan(settings, methods, reference, asked)
+        tell_plan(methods, reference, asked)
+        return None
     bench, absent = build(asked, protocol)
     with Cache(settings.out / "cache") as cache:
         found = measured(cache, methods, reference, bench, absent, settings.workers)
-        result = result_of(found, cache, settings)
-    write(result, settings.out)
-    tell(result, settings)
+        return result_of(found, cache, settings)
 
 
-def tell_plan(settings: EvaluateSettings, methods: list[Method], reference: Method | None, asked: Wanted) -> None:
+def tell_plan(methods: list[Method], reference: Method | None, asked: Wanted) -> None:
     for method in [*methods, *([reference] if reference else [])]:
         print(f"{method.name}: {len(method.videos)} videos in {method.folder}")
     for name, stems in unpaired(methods).items():
@@ -84,7 +100,6 @@ def tell_plan(settings: EvaluateSettings, methods: list[Method], reference: Meth
     print(f"metrics: {', '.join(spec.name for spec in asked.specs) or 'none'}")
     for name, absent in asked.absent.items():
         print(f"{name}: {absent.reason}")
-    print(f"dry run: nothing was written to {settings.out}")
 
 
 def build(asked: Wanted, protocol: Protocol) -> tuple[Bench, dict[str, Absent]]:
@@ -172,19 +187,28 @@ def versions_of(found: Measurement) -> list[dict[str, str]]:
     return [dict(one) for one in sorted(every)]
 
 
-def write(result: dict[str, Any], out: Path) -> None:
-    write_json(out / "evaluation.json", result)
-    with replacing(out / "table.md") as beside:
-        beside.write_text(markdown(result), "utf-8")
-    plot_columns(result, out / "plots")
+def write(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:
+    origin = made_from({"ratings": settings.ratings}) if settings.ratings else {}
+    told = (result or {}) | ({"study": study, "made_from": origin} if study else {})
+    write_json(settings.out / "evaluation.json", told)
+    texts = {"table.md": markdown(result) if result else None, "study.md": study_markdown(study) if study else None}
+    for name, text in texts.items():
+        if text:
+            with replacing(settings.out / name) as beside:
+                beside.write_text(text, "utf-8")
+    if result:
+        plot_columns(result, settings.out / "plots")
 
 
-def tell(result: dict[str, Any], settings: EvaluateSettings) -> None:
+def tell(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:
     """Raises UserError under --strict for videos and metrics that failed as a whole."""
-    print(caption(result))
-    for warning in result["warnings"]:
+    if result:
+        print(caption(result))
+    for warning in [*(result["warnings"] if result else []), *(study["warnings"] if study else [])]:
         print(f"warning: {warning}")
-    print(f"{settings.out / 'table.md'}, evaluation.json, report.html")
+    print(f"{settings.out}: {'table.md, ' * bool(result)}{'study.md, ' * bool(study)}evaluation.json, report.html")
+    if result is None:
+        return
     lost = [f"{e['path']} ({e['got']})" for e in result["errors"] if e["metric"] is None]
     lost += [f"{name}: {about['absent']}" for name, about in result["columns"].items() if about["absent"]]
     if settings.strict and lost:
