@@ -9,8 +9,8 @@ from fantasy_core.pair_rules import DIMENSIONS
 from train.critic_report_text import table
 from train.evaluate_table import bullets, cell_text, number
 
-HEAD = """{raters} raters, {clips} clips, {ratings} ratings from 0 to 10: means with 95 % bootstrap intervals over raters.
-Bold is the best mean."""
+HEAD = """{raters} raters, {clips} clips, {ratings} ratings from 0 to 10: means with 95 % intervals, a bootstrap over
+raters. Bold is the best mean."""
 Cell = Mapping[str, Any]
 
 
