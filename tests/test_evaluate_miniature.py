@@ -16,7 +16,7 @@ from train.miniature import main as miniature
 from train.miniature_evaluate import ceiling, generate, held_out, score
 from train.miniature_videos import SHIPPED
 
-FRAMES, COUNT, STEPS = 21, 2, 2
+FRAMES, COUNT, STEPS = 9, 2, 2
 
 
 @pytest.fixture(scope="module")

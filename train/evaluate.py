@@ -34,6 +34,7 @@ from train.evaluate_compare import (
     tests_of,
     warnings_of,
 )
+from train.evaluate_gate import gate_picture
 from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, unpaired
 from train.evaluate_measure import Bench, measure_all, see_all
 from train.evaluate_plots import plot_columns
@@ -43,6 +44,7 @@ from train.evaluate_study import read_study, study_of
 from train.evaluate_study_text import study_markdown
 from train.evaluate_table import caption, markdown
 from train.evaluate_videos import Protocol, SceneCuts, parse_size
+from train.report_page import write_page
 from train.run import as_json, command, made_from, setting, write_json
 
 
@@ -59,6 +61,8 @@ class EvaluateSettings:
     ratings: Path | None = setting(None, "a user study: CSV rater,clip,method,mn,ls,vq, or Label Studio's JSON export")
     videos: Path | None = setting(None, "videos.jsonl that the study was made from; for an export")
     ours: str | None = setting(None, "whose gains in the study are told (the best over all dimensions)")
+    gate: Path | None = setting(None, "a gate file, whose heat map goes into the page")
+    embed: bool = setting(False, "put small videos into the page, so that it can be sent alone")
     resamples: int = setting(50, "of videos, for the intervals of FID and FVD; 0: none", least=0)
     workers: int = setting(1, "processes that measure; 0: this one", least=0)
     strict: bool = setting(False, "code 2 when a video cannot be read or a metric cannot be built")
@@ -69,11 +73,13 @@ def run(settings: EvaluateSettings, dry_run: bool) -> None:
         do = "give --method NAME=FOLDER for videos, --ratings FILE for a user study, or both"
         raise UserError("there is nothing to evaluate", got="no --method, no --ratings", expected="one of them", do=do)
     study = study_of(read_study(settings.ratings, settings.videos), settings.ours) if settings.ratings else None
+    gate = gate_picture(settings.gate) if settings.gate else None
     result = evaluate(settings, dry_run) if settings.method else None
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
         return
     write(result, study, settings)
+    write_page(settings.out / "report.html", result, study, gate=gate, embed=settings.embed)
     tell(result, study, settings)
 
 

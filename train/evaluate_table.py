@@ -59,7 +59,7 @@ def caption(result: Mapping[str, Any]) -> str:
     return (
         f"{len(result['inputs'])} inputs, {how}: {kinds or 'nothing could be read'}.{against} Means with 95 % "
         "bootstrap intervals over inputs (distances of sets: over videos, around the value); in brackets the number of "
-        "videos. Bold is the best mean."
+        "videos."
     )
 
 
@@ -67,7 +67,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """table.md: the main table, what stands beside it, tests, warnings, errors, settings."""
     columns = result["columns"]
     main = [name for name, about in columns.items() if about["better"] or about["absent"]]
-    parts = ["# Evaluation", caption(result), method_table(result, main)]
+    parts = ["# Evaluation", caption(result) + " Bold is the best mean.", method_table(result, main)]
     if beside := [name for name in columns if name not in main]:
         parts += ["## Beside it", "Neither up nor down is better.", method_table(result, beside)]
     if result["warnings"]:
