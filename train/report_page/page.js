@@ -216,7 +216,7 @@ function endsOf(column) {
     return box(m, k, [["worst", sorted.slice(0, 5)], ["best", sorted.slice(-5).reverse()]]);
   });
   if (data.methods.length > 1) {
-    const [a, b] = data.methods, of = column.values;
+    const [a, b] = data.methods.slice(-2), of = column.values;
     const apart = data.inputs.filter(i => of[a]?.[i] != null && of[b]?.[i] != null).map(i => [i, of[b][i] - of[a][i]]);
     apart.sort((p, q) => Math.abs(q[1]) - Math.abs(p[1]));
     boxes.push(box(`${b} less ${a}`, null, [["largest differences", apart.slice(0, 10)]]));
