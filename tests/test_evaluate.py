@@ -14,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from plain_metrics import COLOURS, PLAIN, write_grey, write_methods
+from planted_weights import planted_file
 from source_tree import ROOT
 
+from fantasy_core.manifest import sha256
+from fantasy_core.metrics.inception import Fid
+from fantasy_core.metrics.inception_model import Inception
 from train.evaluate import main
+from train.evaluate_videos import Protocol, decoded
 from train.journal import Journal
 
 SHADES = {"dark": (0.2, 0.3, 0.4), "light": (0.5, 0.6, 0.7)}
@@ -173,3 +178,33 @@ def test_a_plan_writes_nothing(methods, tmp_path, capsys):
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "dark: 3 videos" in told and "no weights: pt_inception" in told and not (tmp_path / "out").exists()
+
+
+def test_fid_by_its_own_network(tmp_path):
+    """Inception with planted weights: two frames of each of two clips; the set that is the reference itself has
+    distance 0, its values are those of the metric alone, and its settings carry the hash of the file."""
+    weights = planted_file(Inception, tmp_path / "inception.pth")
+    methods = write_methods(tmp_path, SHADES, frames=2)
+    flags = ("--reference", tmp_path / "dark", "--weights", f"fid={weights}", "--resamples", "3")
+    told = evaluate(tmp_path / "out", methods, *flags, metrics=("fid",))
+    assert told["cells"]["dark"]["fid"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert told["cells"]["light"]["fid"]["mean"] > 1e-5 and told["best"]["fid"] == ["dark"]
+    assert told["metrics"]["fid"]["settings"]["weights_sha256"] == sha256(weights)
+    assert any("never run here with their real weights: fid" in warning for warning in told["warnings"])
+    metric, files = Fid(weights), {name: sorted((tmp_path / name).iterdir()) for name in SHADES}
+    sets = {n: np.concatenate([metric.measure(decoded(f, Protocol())).features for f in of]) for n, of in files.items()}
+    wanted = metric.compare(sets["light"], sets["dark"]).values["fid"]
+    assert told["cells"]["light"]["fid"]["mean"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_scores_that_were_measured_elsewhere(tmp_path):
+    """Q-Align's scores by path: equal files of two methods keep scores of their own, a video without a row is named,
+    and no frame is decoded for them."""
+    methods = write_methods(tmp_path, {"a": (0.3, 0.5), "b": (0.3, 0.5)})
+    rows = [(f"{tmp_path}/{m}/{k:02d}.mp4", d, 3 + k) for m in "ab" for k in (0, 1) for d in ("iqa", "aes")]
+    rows = [row for row in rows if "b/01" not in row[0]] + [(f"{tmp_path}/b/01.mp4", "iqa", 1.5)]
+    (tmp_path / "q.csv").write_text("video,metric,value\n" + "".join(f"{v},{m},{x}\n" for v, m, x in rows))
+    told = evaluate(tmp_path / "out", methods, "--weights", f"scores={tmp_path / 'q.csv'}", metrics=("scores",))
+    assert told["cells"]["a"]["iqa"]["mean"] == 3.5 and told["cells"]["b"]["iqa"]["mean"] == 2.25
+    assert told["cells"]["b"]["aes"]["n"] == 1 and told["videos"]["b"]["01"]["reasons"]["aes"] == "no row in q.csv"
+    assert lines(tmp_path / "out") == 2  # the cuts of two contents, and no score

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.evaluate_statistics import bootstrap, centred_bootstrap, holm, paired, sign_flip
+from train.evaluate_statistics import bootstrap, holm, paired, sign_flip, spread_bootstrap
 
 
 def test_the_interval_of_a_mean_is_the_bootstraps():
@@ -72,7 +72,8 @@ def test_holm_is_the_step_down():
 
 
 def test_distances_keep_their_value_in_the_middle_of_their_spread():
-    """A statistic that repetitions take upwards: the number of distinct things. Of 50 drawn from 50 it is about
-    50 (1 - 1/e) = 31.6 with a spread of 2.2, never near 50; the interval lies around 50 all the same."""
-    ((value, low, high),) = centred_bootstrap(50, lambda drawn: np.array([len(np.unique(drawn))], float), 400)
-    assert value == 50 and 44 < low < 48 and 52 < high < 56
+    """A statistic that repetitions take far down: the number of distinct things. Of 50 drawn from 50 it is about
+    50 (1 - 1/e) = 31.6, never near 50; its variance is 50 (e^-1 - 2 e^-2) = 4.86 (of occupancy), so the interval is 50
+    -+ 1.96 x 2.2 = 4.3, within what 400 resamples tell of a deviation (1.96 x 3.5 %)."""
+    ((value, low, high),) = spread_bootstrap(50, lambda drawn: np.array([len(np.unique(drawn))], float), 400)
+    assert value == 50 and high - value == pytest.approx(4.32, rel=0.1) and value - low == pytest.approx(high - value)

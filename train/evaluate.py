@@ -63,7 +63,7 @@ class EvaluateSettings:
     ours: str | None = setting(None, "whose gains in the study are told (the best over all dimensions)")
     gate: Path | None = setting(None, "a gate file, whose heat map goes into the page")
     embed: bool = setting(False, "put small videos into the page, so that it can be sent alone")
-    resamples: int = setting(50, "of videos, for the intervals of FID and FVD; 0: none", least=0)
+    resamples: int = setting(20, "of videos, for the intervals of FID and FVD; 0: none", least=0)
     workers: int = setting(1, "processes that measure; 0: this one", least=0)
     strict: bool = setting(False, "code 2 when a video cannot be read or a metric cannot be built")
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fantasy_core.critic.statistics import NORMAL_95
+
 Array = np.ndarray
 RESAMPLES = 4000
 EXACT = 14  # differences up to which all sign flips are tried: 2^14 of them
@@ -38,19 +40,20 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
     return Interval(float(x.mean()), float(low), float(high), len(x))
 
 
-def centred_bootstrap(
+def spread_bootstrap(
     count: int, statistic: Callable[[Array], Array], resamples: int, seed: int = 0
 ) -> list[tuple[float, float, float]]:
     """(value, low, high) of each number that `statistic` makes of indices of `count` things.
 
-    For distances of sets, which grow with repetitions: so the spread of the resamples is laid around the value, not
-    around their own mean.
+    For distances of sets, which repeated things take upwards and which cost too much for thousands of resamples: so the
+    standard deviation of a few alone is used, 1.96 times of it on either side of the value. Of 20 it is known to 16 %,
+    far better than their outermost ones tell a quantile.
     """
     whole = np.asarray(statistic(np.arange(count)), np.float64)
     rng = np.random.default_rng(seed)
     drawn = np.stack([statistic(rng.integers(count, size=count)) for _ in range(resamples)])
-    low, high = np.quantile(drawn - drawn.mean(0), [0.025, 0.975], axis=0)
-    return [(float(v), float(v + a), float(v + b)) for v, a, b in zip(whole, low, high, strict=True)]
+    half = NORMAL_95 * drawn.std(0, ddof=1)
+    return [(float(v), float(v - h), float(v + h)) for v, h in zip(whole, half, strict=True)]
 
 
 @dataclass(frozen=True)
