@@ -12,11 +12,12 @@ import numpy as np
 
 from fantasy_core.media.files import replacing
 from train.evaluate_table import label
+from train.splits import place
 
-VERSION = 1  # of the drawing
+VERSION = 2  # of the drawing
 COLOURS = ("#3b6fb6", "#c8553d", "#2a9d6f", "#8a5aa8", "#b08a2e", "#5c6b73", "#d07fae", "#4aa3a2")
 MOST_LINES = 60  # between points of one input; more are a grey wall
-SPREAD = 0.16  # of points around their method's place
+SPREAD, MEAN = 0.16, 0.26  # of points around their method's place, and how far right of it the mean stands
 
 
 def plot_columns(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -57,15 +58,15 @@ def _plot(result: Mapping[str, Any], column: str, values: Mapping[str, Mapping[s
     figure = Figure((1.6 + 1.2 * len(methods), 3.2), layout="constrained")
     axis = figure.subplots()
     _lines(axis, methods, values)
-    for place, method in enumerate(methods):
-        points = [v for v in values[method].values() if v is not None]
-        colour, cell = COLOURS[place % len(COLOURS)], result["cells"][method].get(column)
-        places = place + np.random.default_rng(0).uniform(-SPREAD, SPREAD, len(points))
-        axis.plot(places, points, "o", ms=3.5, mew=0, alpha=0.45, color=colour)
+    for at, method in enumerate(methods):
+        points = {stem: value for stem, value in values[method].items() if value is not None}
+        colour, cell = COLOURS[at % len(COLOURS)], result["cells"][method].get(column)
+        across = [at + _aside(stem) for stem in points]
+        axis.plot(across, list(points.values()), "o", ms=3.5, mew=0, alpha=0.5, color=colour)
         if cell and cell["mean"] is not None:
             low, high = (cell["mean"] if cell[end] is None else cell[end] for end in ("low", "high"))
             away = [[max(cell["mean"] - low, 0)], [max(high - cell["mean"], 0)]]
-            axis.errorbar(place, cell["mean"], away, fmt="D", ms=6, capsize=5, color=colour, mec="white", zorder=5)
+            axis.errorbar(at + MEAN, cell["mean"], away, fmt="D", ms=6, capsize=4, color=colour, mec="white", zorder=5)
     axis.set_xticks(range(len(methods)), [_plain(name) for name in methods])
     axis.set_xlim(-0.6, len(methods) - 0.4)
     axis.set_title(_plain(label(column, about)), loc="left", fontsize=11)
@@ -79,8 +80,14 @@ def _lines(axis: Any, methods: list[str], values: Mapping[str, Mapping[str, floa
     inputs = sorted({stem for of in values.values() for stem in of})[:MOST_LINES]
     for stem in inputs:
         row = [values[method].get(stem) for method in methods]
+        across = [at + _aside(stem) for at in range(len(methods))]
         if sum(value is not None for value in row) > 1:
-            axis.plot(range(len(methods)), [np.nan if v is None else v for v in row], color="0.6", lw=0.6, alpha=0.35)
+            axis.plot(across, [np.nan if v is None else v for v in row], color="0.6", lw=0.6, alpha=0.35)
+
+
+def _aside(stem: str) -> float:
+    """Where an input's points stand beside their method's place: the same for all methods."""
+    return SPREAD * (2 * place(stem) - 1) - 0.04
 
 
 def _plain(text: str) -> str:
