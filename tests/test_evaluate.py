@@ -189,6 +189,7 @@ def test_fid_by_its_own_network(tmp_path):
     told = evaluate(tmp_path / "out", methods, *flags, metrics=("fid",))
     assert told["cells"]["dark"]["fid"]["mean"] == pytest.approx(0, abs=1e-6)
     assert told["cells"]["light"]["fid"]["mean"] > 1e-5 and told["best"]["fid"] == ["dark"]
+    assert told["cells"]["light"]["fid"]["low"] < told["cells"]["light"]["fid"]["mean"]
     assert told["metrics"]["fid"]["settings"]["weights_sha256"] == sha256(weights)
     assert any("never run here with their real weights: fid" in warning for warning in told["warnings"])
     metric, files = Fid(weights), {name: sorted((tmp_path / name).iterdir()) for name in SHADES}

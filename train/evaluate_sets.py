@@ -1,22 +1,22 @@
 """Distances of sets (FID, FVD) with intervals: videos are drawn anew, of every method the same ones.
 
 All methods are taken on the inputs that all of them have: a distance depends on how many samples it is of. Resamples
-repeat videos, which takes such a distance upwards; so their spread alone is used, around the value itself. Frames of a
-clip resemble each other: fewer of them (fid.every=4) cost little and make this many times faster.
+repeat videos, which takes such a distance upwards; so their spread alone is used, around the value itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import SetMetric
+from fantasy_core.metrics.resampled import Resampled
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache
 from train.evaluate_compare import Measurement, empty, mismatch
@@ -24,6 +24,15 @@ from train.evaluate_inputs import Method
 from train.evaluate_statistics import spread_bootstrap
 
 Features = Mapping[str, np.ndarray]  # input -> [n, d]
+
+
+@runtime_checkable
+class Fast(Protocol):
+    """A metric whose two distances can be had for many draws at once (fantasy_core/metrics/resampled.py)."""
+
+    def resampled(self, videos: Sequence[np.ndarray], reference: np.ndarray) -> Resampled: ...
+
+
 LACKING = "no reference: give --reference FOLDER of real videos; it is a distance between two sets"
 
 
@@ -92,12 +101,14 @@ def _resampled(
         return {"cells": cells, "tests": []}
     main, pairs = [column for column, side in metric.better.items() if side], list(combinations(range(len(names)), 2))
 
-    progress = Progress(f"{metric.name}, resamples", resamples + 1)
+    progress, draws = (
+        Progress(f"{metric.name}, resamples", resamples + 1),
+        [_draws(metric, own[of], real) for of in names],
+    )
 
     def statistic(drawn: np.ndarray) -> np.ndarray:
         progress.step()
-        sets = [metric.compare(np.concatenate([own[of][k] for k in drawn]), real).values for of in names]
-        told = np.array([[values[column] for column in main] for values in sets], np.float64)
+        told = np.array([of_draw(drawn) for of_draw in draws], np.float64)  # [methods, columns]
         return np.concatenate([told.reshape(-1), *(told[a] - told[b] for a, b in pairs)])
 
     with progress:
@@ -107,6 +118,20 @@ def _resampled(
             _, cells[of][column]["low"], cells[of][column]["high"] = next(spread)
     tests = [_test(metric, c, names[a], names[b], next(spread), videos) for a, b in pairs for c in main]
     return {"cells": cells, "tests": tests}
+
+
+def _draws(metric: SetMetric, own: list[np.ndarray], real: np.ndarray) -> Callable[[np.ndarray], Sequence[float]]:
+    """A function from drawn videos, by number, to the columns with a better side."""
+    if isinstance(metric, Fast):
+        ready = metric.resampled(own, real)
+        return lambda drawn: ready.distances(np.bincount(drawn, minlength=len(own)))
+    main = [column for column, side in metric.better.items() if side]
+
+    def compared(drawn: np.ndarray) -> list[float]:
+        values = metric.compare(np.concatenate([own[k] for k in drawn]), real).values
+        return [values[column] for column in main]
+
+    return compared
 
 
 def _cells(metric: SetMetric, own: list[np.ndarray], real: np.ndarray) -> dict[str, dict[str, Any]]:
