@@ -5,6 +5,7 @@
     python -m train.miniature --stage decoder  --out runs/miniature    # the codec's decoder, on what the base makes
     python -m train.miniature --stage evaluate --out runs/miniature    # lip sync, motion, quality on held-out clips
     python -m train.miniature --stage evaluate                         # the same of the shipped miniature
+    python -m train.miniature --stage videos   --out runs/videos       # held-out videos as files, for train.evaluate
     python -m train.miniature --stage critic   --out runs/critic       # candidates, labels, a critic, its scores, pairs
 
 Training reads seeds 0-99 only. `--stage base` goes on from a checkpoint that lies in `--out`.
@@ -24,7 +25,7 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--stage",
-        choices=["codec", "decoder", "base", "candidates", "rollouts", "evaluate", "table", "critic"],
+        choices=["codec", "decoder", "base", "candidates", "rollouts", "evaluate", "videos", "table", "critic"],
         required=True,
     )
     parser.add_argument("--out", type=Path, help="run folder (evaluate: the shipped miniature if not given)")
@@ -71,6 +72,11 @@ def run(args: argparse.Namespace) -> None:
             args.base or WEIGHTS, args.out, count=args.clips or 64, frames=args.frames, seed=args.seed,
             skip=args.skip, experts=experts_of(args),
         )  # fmt: skip
+        return
+    if args.stage == "videos":
+        from train.miniature_videos import series_of, write_videos
+
+        write_videos(args.out, series_of(args))
         return
     if args.stage == "rollouts":
         from train.miniature_rollouts import make_rollouts

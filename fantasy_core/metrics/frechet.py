@@ -27,20 +27,20 @@ CHUNK = 1024  # rows of a kernel matrix that are held at once
 def frechet_distance(features: Array, reference: Array) -> float:
     """|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) of features [n, d] and reference [m, d], covariances over
     n - 1. Raises UserError for fewer than two samples, other widths, or values that are not finite."""
-    features, reference = _checked(features, reference)
-    a, b = _centred(features), _centred(reference)
+    features, reference = checked(features, reference)
+    a, b = centred(features), centred(reference)
     shift = features.mean(0) - reference.mean(0)
-    overlap = np.linalg.svd(_factor(a) @ _factor(b).T, compute_uv=False).sum()
+    overlap = np.linalg.svd(factor(a) @ factor(b).T, compute_uv=False).sum()
     distance = shift @ shift + (a * a).sum() + (b * b).sum() - 2 * overlap
     return max(float(distance), 0.0)  # rounding alone takes it below zero
 
 
-def _centred(features: Array) -> Array:
+def centred(features: Array) -> Array:
     """A [n, d] with A^T A the covariance."""
     return (features - features.mean(0)) / math.sqrt(len(features) - 1)
 
 
-def _factor(a: Array) -> Array:
+def factor(a: Array) -> Array:
     """A matrix of at most d rows with the same A^T A: A itself, or its triangular factor."""
     return np.linalg.qr(a, mode="r") if len(a) > a.shape[1] else a
 
@@ -58,10 +58,10 @@ def kernel_distance(features: Array, reference: Array) -> KernelDistance:
 
     Its expectation is that of KID over subsets, its variance less. Raises UserError like `frechet_distance`.
     """
-    features, reference = _checked(features, reference)
+    features, reference = checked(features, reference)
     n, m = len(features), len(reference)
-    own, other = _row_sums(features, features, skip=True), _row_sums(reference, reference, skip=True)
-    cross, across = _row_sums(features, reference), _row_sums(reference, features)
+    own, other = row_sums(features, features, skip=True), row_sums(reference, reference, skip=True)
+    cross, across = row_sums(features, reference), row_sums(reference, features)
 
     def estimate(within, without, between, n, m):
         return within / (n * (n - 1)) + without / (m * (m - 1)) - 2 * between / (n * m)
@@ -75,7 +75,7 @@ def kernel_distance(features: Array, reference: Array) -> KernelDistance:
     return KernelDistance(float(value), math.sqrt(variance))
 
 
-def _row_sums(rows: Array, columns: Array, skip: bool = False) -> Array:
+def row_sums(rows: Array, columns: Array, skip: bool = False) -> Array:
     """Sum of the kernel of each row with all columns [len(rows)]; with `skip`, not with itself."""
     width = rows.shape[1]
     sums = [((rows[k : k + CHUNK] @ columns.T / width + 1) ** 3).sum(1) for k in range(0, len(rows), CHUNK)]
@@ -115,7 +115,7 @@ def compared(distance: str, kernel: str, features: Array, reference: Array) -> M
     return Measured(dict(zip(set_columns(distance, kernel), numbers, strict=True)), reasons)
 
 
-def _checked(features: Array, reference: Array) -> tuple[Array, Array]:
+def checked(features: Array, reference: Array) -> tuple[Array, Array]:
     features, reference = np.asarray(features, np.float64), np.asarray(reference, np.float64)
     shapes = f"{list(features.shape)} and {list(reference.shape)}"
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1] or not features.shape[1]:

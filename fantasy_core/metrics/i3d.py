@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from .contract import Measured, Video
 from .frechet import compared, set_better, set_columns
 from .i3d_model import CLASSES, I3d
 from .networks import open_network
+from .resampled import Resampled
 from .sampling import at_rate
 
 Array = np.ndarray
@@ -81,6 +82,10 @@ class Fvd:
     def compare(self, features: Array, reference: Array) -> Measured:
         """Columns from all windows of a method and of the reference. Raises UserError for sets that are too small."""
         return compared("fvd", "kvd", features, reference)
+
+    def resampled(self, videos: Sequence[Array], reference: Array) -> Resampled:
+        """Both distances of many draws of these videos, by their features."""
+        return Resampled(videos, reference)
 
 
 def prepared(frames: Array) -> Tensor:

@@ -7,7 +7,7 @@ samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from .contract import Measured, Video
 from .frechet import compared, set_better, set_columns
 from .inception_model import SIDE, Inception
 from .networks import open_network
+from .resampled import Resampled
 
 Array = np.ndarray
 RESIZES = ("legacy", "clean")
@@ -72,6 +73,10 @@ class Fid:
     def compare(self, features: Array, reference: Array) -> Measured:
         """Columns from all features of a method and of the reference. Raises UserError for sets that are too small."""
         return compared("fid", "kid", features, reference)
+
+    def resampled(self, videos: Sequence[Array], reference: Array) -> Resampled:
+        """Both distances of many draws of these videos, by their features."""
+        return Resampled(videos, reference)
 
 
 def prepared(frames: Array, resize: str) -> Tensor:

@@ -1,0 +1,235 @@
+"""Videos of several methods on the same inputs: the paper's tables, with intervals, tests and a page to look at.
+
+    python -m train.evaluate --method base=runs/base ours=runs/ours --metrics sync fid --reference real_videos \\
+        --weights sync=syncnet_v2.model fid=pt_inception.pth --fps 25 --size 512 --out runs/evaluation
+    python -m train.evaluate --ratings study.csv --out runs/study                  # Table 4, of a user study alone
+
+Files of one stem in the methods' folders are answers to one input. Written are table.md, evaluation.json (every number
+with the settings, hashes and versions it depends on), plots/, report.html (one page, to be opened as it is) and cache/,
+from which the same command goes on after a kill, and by which unchanged videos are not measured again. A metric without
+its weights, or one that fails on a video, costs its own cells alone, and they say why. With --strict a video that
+cannot be read, and a metric that cannot be built, end the command with code 2 after all is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fantasy_core.errors import UserError, some
+from fantasy_core.media.files import replacing
+from fantasy_core.metrics.contract import SetMetric
+from train.evaluate_cache import Cache
+from train.evaluate_compare import (
+    Measurement,
+    best_of,
+    cells_of,
+    errors_of,
+    mixed_inputs,
+    settings_of,
+    table_columns,
+    tests_of,
+    warnings_of,
+)
+from train.evaluate_gate import gate_picture
+from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, unpaired
+from train.evaluate_measure import Bench, measure_all, see_all
+from train.evaluate_plots import plot_columns
+from train.evaluate_registry import METRICS, Absent, Wanted, columns_of, wanted
+from train.evaluate_sets import set_cells
+from train.evaluate_study import read_study, study_of
+from train.evaluate_study_text import study_markdown
+from train.evaluate_table import caption, markdown
+from train.evaluate_videos import Protocol, SceneCuts, parse_size
+from train.report_page import write_page
+from train.run import as_json, command, made_from, setting, write_json
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    out: Path = setting(help="folder for the tables, the page and the cache")
+    method: tuple[str, ...] = setting((), "NAME=FOLDER of videos, one for each method")
+    reference: Path | None = setting(None, "folder of real videos, for FID and FVD")
+    metrics: tuple[str, ...] = setting((), ", ".join(METRICS) + "; or package.module:Class of your own")
+    weights: tuple[str, ...] = setting((), "NAME=PATH: the file of a metric's weights")
+    options: tuple[str, ...] = setting((), "NAME.key=value: other settings of a metric, as fid.every=4")
+    fps: float | None = setting(None, "bring all videos to this rate, by the times frames are shown at", least=1.0)
+    size: str | None = setting(None, "bring all to this size: 512 (short side), or 832x480 (filled, then cut)")
+    ratings: Path | None = setting(None, "a user study: CSV rater,clip,method,mn,ls,vq, or Label Studio's JSON export")
+    videos: Path | None = setting(None, "videos.jsonl that the study was made from; for an export")
+    ours: str | None = setting(None, "whose gains in the study are told (the best over all dimensions)")
+    gate: Path | None = setting(None, "a gate file, whose heat map goes into the page")
+    embed: bool = setting(False, "put small videos into the page, so that it can be sent alone")
+    resamples: int = setting(20, "of videos, for the intervals of FID and FVD; 0: none", least=0)
+    workers: int = setting(1, "processes that measure; 0: this one", least=0)
+    strict: bool = setting(False, "code 2 when a video cannot be read or a metric cannot be built")
+
+
+def run(settings: EvaluateSettings, dry_run: bool) -> None:
+    if not settings.method and settings.ratings is None:
+        do = "give --method NAME=FOLDER for videos, --ratings FILE for a user study, or both"
+        raise UserError("there is nothing to evaluate", got="no --method, no --ratings", expected="one of them", do=do)
+    study = study_of(read_study(settings.ratings, settings.videos), settings.ours) if settings.ratings else None
+    gate = gate_picture(settings.gate) if settings.gate else None
+    result = evaluate(settings, dry_run) if settings.method else None
+    if dry_run:
+        print(f"dry run: nothing was written to {settings.out}")
+        return
+    write(result, study, settings)
+    write_page(settings.out / "report.html", result, study, gate=gate, embed=settings.embed)
+    tell(result, study, settings)
+
+
+def evaluate(settings: EvaluateSettings, dry_run: bool) -> dict[str, Any] | None:
+    """The videos: what evaluation.json says of them; only the plan on a dry run."""
+    protocol = Protocol(settings.fps, settings.size and "x".join(map(str, parse_size(settings.size))))
+    methods = read_methods(settings.method, settings.out)
+    reference = read_folder("reference", settings.reference, settings.out) if settings.reference else None
+    asked = wanted(settings.metrics, settings.weights, settings.options)
+    if dry_run:
+        tell_plan(methods, reference, asked)
+        return None
+    bench, absent = build(asked, protocol)
+    with Cache(settings.out / "cache") as cache:
+        found = measured(cache, methods, reference, bench, absent, settings.workers)
+        return result_of(found, cache, settings)
+
+
+def tell_plan(methods: list[Method], reference: Method | None, asked: Wanted) -> None:
+    for method in [*methods, *([reference] if reference else [])]:
+        print(f"{method.name}: {len(method.videos)} videos in {method.folder}")
+    for name, stems in unpaired(methods).items():
+        print(f"{name} lacks {len(stems)} of {len(inputs_of(methods))} inputs: {some(stems)}")
+    print(f"metrics: {', '.join(spec.name for spec in asked.specs) or 'none'}")
+    for name, absent in asked.absent.items():
+        print(f"{name}: {absent.reason}")
+
+
+def build(asked: Wanted, protocol: Protocol) -> tuple[Bench, dict[str, Absent]]:
+    """The metrics, and those that cannot be built (weights of another model)."""
+    metrics, absent, specs = {SceneCuts.name: SceneCuts()}, dict(asked.absent), []
+    for spec in asked.specs:
+        try:
+            metrics[spec.name] = spec.build()
+            specs.append(spec)
+        except UserError as error:
+            absent[spec.name] = Absent(f"cannot be measured: {error.what}: {error.got}", columns_of(spec))
+    columns = [column for metric in metrics.values() for column in metric.columns]
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        do = "measure them in evaluations of their own"
+        raise UserError("two metrics give the same columns", got=some(twice), expected="names of their own", do=do)
+    return Bench(specs, metrics, protocol), absent
+
+
+def measured(
+    cache: Cache, methods: list[Method], reference: Method | None, bench: Bench, absent: dict[str, Absent], workers: int
+) -> Measurement:
+    """Everything that has to be read or measured, from the cache or anew."""
+    own = [path for method in methods for path in method.videos.values()]
+    real = list(reference.videos.values()) if reference else []
+    seen = see_all(cache, list(dict.fromkeys([*own, *real])), workers)
+    results = measure_all(cache, {path: seen[path] for path in own}, bench, workers)
+    of_sets = bench.only({name for name, metric in bench.metrics.items() if isinstance(metric, SetMetric)})
+    results |= measure_all(cache, {path: seen[path] for path in real}, of_sets, workers)
+    return Measurement(methods, reference, seen, results, bench, absent)
+
+
+def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> dict[str, Any]:
+    """evaluation.json: all that the tables and the page show, and what it depends on."""
+    columns, mixed = table_columns(found), mixed_inputs(found)
+    cells, tests = cells_of(found, columns), [] if mixed else tests_of(found, columns)
+    for name, metric in found.bench.metrics.items():
+        if isinstance(metric, SetMetric):
+            of_set, told = set_cells(found, cache, name, metric, settings.resamples)
+            tests += [] if mixed else told
+            for method, row in of_set.items():
+                cells[method] |= row
+    cells = {method: {column: row[column] for column in columns} for method, row in cells.items()}
+    errors = errors_of(found)
+    notes = {f"{c}: {row[c]['note']}": None for row in cells.values() for c in row if row[c].get("note")}
+    kinds = Counter(kind for method in found.methods for kind in found.kinds(method))
+    reference = found.reference and {"folder": str(found.reference.folder), "videos": len(found.reference.videos)}
+    return {
+        "settings": as_json(vars(settings)),
+        "protocol": found.bench.protocol.about,
+        "methods": {m.name: {"folder": str(m.folder), "videos": len(m.videos)} for m in found.methods},
+        "reference": reference,
+        "inputs": inputs_of(found.methods),
+        "unpaired": unpaired(found.methods),
+        "kinds": dict(kinds.most_common()),
+        "columns": columns,
+        "metrics": {n: settings_of(m) for n, m in found.bench.metrics.items()},
+        "cells": cells,
+        "best": {} if mixed else best_of(cells, columns),
+        "tests": tests,
+        "videos": {method.name: videos_of(found, method) for method in found.methods},
+        "errors": errors,
+        "warnings": [*warnings_of(found, cells, columns, errors), *notes],
+        "versions": versions_of(found),
+    }
+
+
+def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
+    """By input: the file, what it is, and every number or why there is none."""
+    told = {}
+    for stem, path in method.videos.items():
+        seen, values, reasons = found.seen[path], {}, {}
+        for name in found.bench.metrics:
+            row = found.results.get((path, name))
+            if row and row.measured:
+                values |= row.measured.values
+                reasons |= row.measured.reasons
+        facts = vars(seen.facts) if seen.facts else None
+        told[stem] = {"path": str(path), "sha256": seen.sha256, "facts": facts, "values": values, "reasons": reasons}
+    return told
+
+
+def versions_of(found: Measurement) -> list[dict[str, str]]:
+    """Each set of library versions that numbers were measured with; more than one where the cache is older."""
+    every = {tuple(sorted(row.versions.items())) for row in found.results.values() if row.versions}
+    return [dict(one) for one in sorted(every)]
+
+
+def write(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:
+    origin = made_from({"ratings": settings.ratings}) if settings.ratings else {}
+    told = (result or {}) | ({"study": study, "made_from": origin} if study else {})
+    write_json(settings.out / "evaluation.json", told)
+    texts = {"table.md": markdown(result) if result else None, "study.md": study_markdown(study) if study else None}
+    for name, text in texts.items():
+        if text:
+            with replacing(settings.out / name) as beside:
+                beside.write_text(text, "utf-8")
+    if result:
+        plot_columns(result, settings.out / "plots")
+
+
+def tell(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:
+    """Raises UserError under --strict for videos and metrics that failed as a whole."""
+    if result:
+        print(caption(result))
+    for warning in [*(result["warnings"] if result else []), *(study["warnings"] if study else [])]:
+        print(f"warning: {warning}")
+    print(f"{settings.out}: {'table.md, ' * bool(result)}{'study.md, ' * bool(study)}evaluation.json, report.html")
+    if result is None:
+        return
+    lost = [f"{e['path']} ({e['got']})" for e in result["errors"] if e["metric"] is None]
+    lost += [f"{name}: {about['absent']}" for name, about in result["columns"].items() if about["absent"]]
+    if settings.strict and lost:
+        raise UserError(
+            f"{len(lost)} videos or columns could not be measured",
+            got="\n            ".join(lost),
+            expected="whole videos, and every metric with its weights (--strict)",
+            do="mend these, or leave out --strict: the tables are written either way",
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command(EvaluateSettings, __doc__, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Which videos are evaluated: a folder for each method, whose files with one stem are answers to one input."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fantasy_core.errors import UserError, some
+from train.footage import in_folder
+
+
+@dataclass(frozen=True)
+class Method:
+    """The videos of a method (or the reference) by input, in order."""
+
+    name: str
+    folder: Path
+    videos: Mapping[str, Path]
+
+
+def read_methods(given: Sequence[str], out: Path) -> list[Method]:
+    """The methods of texts NAME=FOLDER. Raises UserError for a text that is none, for a name or a folder that comes
+    twice, for a folder without videos, and for two files of one stem in a folder."""
+    named = [_named(text) for text in given]
+    for what, values in (("name", [n for n, _ in named]), ("folder", [str(f.resolve()) for _, f in named])):
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise UserError(
+                f"two methods have the same {what}",
+                got=some(twice),
+                expected=f"a {what} of its own for each method",
+                do="correct --method; a method compared with itself says nothing",
+            )
+    return [read_folder(name, folder, out) for name, folder in named]
+
+
+def read_folder(name: str, folder: Path, out: Path) -> Method:
+    """The videos of a folder and of those below it; what lies in `out` is not among them. Raises UserError."""
+    found = defaultdict(list)
+    for video in in_folder(folder, without=out):
+        found[video.path.stem].append(video.path)
+    if twice := {stem: paths for stem, paths in found.items() if len(paths) > 1}:
+        stem, paths = next(iter(twice.items()))
+        raise UserError(
+            f"{folder} has several videos of one input",
+            got=", ".join(str(path.relative_to(folder)) for path in paths) + f" ({len(twice)} inputs)",
+            expected=f"one file with the stem {stem}: stems tell which videos belong together",
+            do="move the others out of the folder, or rename them",
+        )
+    return Method(name, folder, {stem: paths[0] for stem, paths in sorted(found.items())})
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (equals and name.strip() and folder):
+        raise UserError("a method without a name", got=text, expected="NAME=FOLDER", do=f"pass --method ours={text}")
+    return name.strip(), Path(folder).expanduser()
+
+
+def inputs_of(methods: Sequence[Method]) -> list[str]:
+    """All inputs of all methods, in order."""
+    return sorted({stem for method in methods for stem in method.videos})
+
+
+def unpaired(methods: Sequence[Method]) -> dict[str, list[str]]:
+    """The inputs that a method lacks and another has, by method; those that lack none are left out."""
+    every = inputs_of(methods)
+    lacking = {method.name: [stem for stem in every if stem not in method.videos] for method in methods}
+    return {name: stems for name, stems in lacking.items() if stems}

@@ -1,0 +1,188 @@
+"""Every metric of every video, in processes of their own: decoded once, what is known already not again.
+
+One video that cannot be read, or one metric that fails on it, costs that cell alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fantasy_core.errors import UserError
+from fantasy_core.manifest import sha256
+from fantasy_core.metrics.contract import Measured, Metric, Video
+from fantasy_core.progress import Progress
+from train.evaluate_cache import Cache, Found, Seen, settings_hash, told
+from train.evaluate_registry import Spec
+from train.evaluate_videos import Protocol, SceneCuts, decoded, facts_of
+from train.workers import WorkerKilled, each
+
+LIBRARIES = ("numpy", "torch", "av", "librosa", "pillow", "mediapipe", "onnxruntime", "opencv-contrib-python")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video, and the metrics that are still to be measured on it."""
+
+    path: Path
+    sha256: str
+    metrics: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The metrics by name, their hashes of settings together with the protocol, and what never is kept."""
+
+    specs: list[Spec]
+    metrics: Mapping[str, Metric]
+    protocol: Protocol
+
+    def settings_of(self, name: str) -> str:
+        return settings_hash({**self.metrics[name].settings, "metric": name, **self.protocol.about})
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the metrics that depend on a video's content alone."""
+        by_name = {spec.name for spec in self.specs if spec.by_name}
+        return [name for name in self.metrics if name not in by_name]
+
+    def only(self, names: Collection[str]) -> Bench:
+        """The same with some of the metrics."""
+        specs = [spec for spec in self.specs if spec.name in names]
+        return Bench(specs, {n: m for n, m in self.metrics.items() if n in names}, self.protocol)
+
+
+Results = dict[tuple[Path, str], Found]  # by video and metric
+
+
+def see_all(cache: Cache, paths: Sequence[Path], workers: int) -> dict[Path, Seen]:
+    """Hash and facts of every file; unchanged ones are not opened."""
+    found = {path: cache.seen(path) for path in paths}
+    new = [path for path, seen in found.items() if seen is None]
+    with Progress("files", len(new), shown=bool(new)) as progress:
+        for path, seen in each(see, new, workers if len(new) > 1 else 0):
+            if isinstance(seen, WorkerKilled):
+                seen = Seen(sha256(path), None, told(seen))
+            found[path] = seen
+            cache.see(path, seen)
+            progress.step(path.name)
+    return {path: seen for path, seen in found.items() if seen is not None}
+
+
+def see(path: Path) -> Seen:
+    """Raises nothing for a file that cannot be read: that is a fact too."""
+    digest = sha256(path)
+    try:
+        return Seen(digest, facts_of(path), None)
+    except UserError as error:
+        return Seen(digest, None, told(error))
+
+
+def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: int) -> Results:
+    """What every metric says of every video that can be read."""
+    found: Results = {}
+    jobs = []
+    for path, file in seen.items():
+        if file.facts is None:
+            continue
+        have = {name: cache.get(file.sha256, name, bench.settings_of(name)) for name in bench.kept}
+        found |= {(path, name): one for name, one in have.items() if one is not None}
+        if missing := tuple(name for name, one in have.items() if one is None):
+            jobs.append(Job(path, file.sha256, missing))
+    given = ([spec for spec in bench.specs if spec.name in bench.kept], bench.protocol)
+    with Progress("videos", len(jobs), shown=bool(jobs)) as progress:
+        for job, rows in each(measure, _once(jobs), workers, prepare=prepare, given=given, in_order=False):
+            died = Found(None, told(rows), versions()) if isinstance(rows, UserError) else None
+            for name in job.metrics:
+                found[job.path, name] = died or rows[name]
+                if died is None:  # what killed its process may go well with more memory, and is tried again
+                    cache.put(job.sha256, name, bench.settings_of(name), rows[name])
+            progress.step(job.path.name)
+    _copies(found, jobs)
+    return found | _by_name(seen, bench)
+
+
+def _once(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of different content: a file that comes twice is measured once."""
+    return list({job.sha256: job for job in reversed(jobs)}.values())
+
+
+def _copies(found: Results, jobs: Sequence[Job]) -> None:
+    first = {job.sha256: job.path for job in _once(jobs)}
+    for job in jobs:
+        for name in job.metrics:
+            found.setdefault((job.path, name), found[first[job.sha256], name])
+
+
+def _by_name(seen: Mapping[Path, Seen], bench: Bench) -> Results:
+    """Metrics that look at names: no frame is decoded for them."""
+    found: Results = {}
+    for name, metric in bench.metrics.items():
+        if name not in bench.kept:
+            for path in seen:
+                nothing = Video(path, np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0))
+                found[path, name] = _measured(metric, nothing)
+    return found
+
+
+# ---- in a worker ----
+
+_PREPARED: dict[str, Any] = {}
+
+
+def prepare(specs: Sequence[Spec], protocol: Protocol) -> None:
+    """Build the metrics of this process, once."""
+    _PREPARED["protocol"] = protocol
+    _PREPARED["metrics"] = {SceneCuts.name: SceneCuts()} | {spec.name: spec.build() for spec in specs}
+
+
+def measure(job: Job) -> dict[str, Found]:
+    """What the metrics of a job say of its video, or how they fail."""
+    try:
+        video = decoded(job.path, _PREPARED["protocol"])
+    except UserError as error:
+        return {name: Found(None, told(error), versions()) for name in job.metrics}
+    return {name: _measured(_PREPARED["metrics"][name], video) for name in job.metrics}
+
+
+def _measured(metric: Metric, video: Video) -> Found:
+    try:
+        return Found(_checked(metric.measure(video)), None, versions())
+    except UserError as error:
+        return Found(None, told(error), versions())
+    except Exception as error:  # a metric's own fault must not cost the others
+        got, do = f"{type(error).__name__}: {error}", "a fault of the metric: report it with this video"
+        wrong = {"what": f"{metric.name} failed", "got": got, "expected": "a number or a reason", "do": do}
+        return Found(None, wrong, versions())
+
+
+def _checked(measured: Measured) -> Measured:
+    """Numbers that are none become None with a reason: JSON and tables hold no NaN."""
+    values, reasons = {}, dict(measured.reasons)
+    for column, value in measured.values.items():
+        finite = value is not None and bool(np.isfinite(value))
+        values[column] = float(value) if finite else None
+        if value is not None and not finite:
+            reasons[column] = f"the metric gave {value}"
+    return Measured(values, reasons, measured.features)
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Of the libraries that numbers may depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
