@@ -5,14 +5,16 @@
     python -m train.evaluate --ratings study.csv --out runs/study                  # Table 4, of a user study alone
 
 Files of one stem in the methods' folders are answers to one input. Written are table.md, evaluation.json (every number
-with the settings, hashes and versions it depends on), plots/, report.html (one page, to be opened as it is) and cache/,
-from which the same command goes on after a kill, and by which unchanged videos are not measured again. A metric without
-its weights, or one that fails on a video, costs its own cells alone, and they say why. With --strict a video that
-cannot be read, and a metric that cannot be built, end the command with code 2 after all is written.
+with the settings, hashes and versions it depends on), metrics.csv (a line for each), plots/, report.html (one page, to
+be opened as it is) and cache/, from which the same command goes on after a kill, and by which unchanged videos are not
+measured again. A metric without its weights, or one that fails on a video, costs its own cells alone, and they say why.
+With --strict a video that cannot be read, and a metric that cannot be built, end the command with code 2 after all is
+written.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -21,11 +23,12 @@ from typing import Any
 
 from fantasy_core.errors import UserError, some
 from fantasy_core.media.files import replacing
-from fantasy_core.metrics.contract import SetMetric
+from fantasy_core.metrics.contract import PooledMetric, SetMetric
 from train.evaluate_cache import Cache
 from train.evaluate_compare import (
     Measurement,
     best_of,
+    ceilings,
     cells_of,
     errors_of,
     mixed_inputs,
@@ -39,7 +42,7 @@ from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, 
 from train.evaluate_measure import Bench, measure_all, see_all
 from train.evaluate_plots import plot_columns
 from train.evaluate_registry import METRICS, Absent, Wanted, columns_of, wanted
-from train.evaluate_sets import set_cells
+from train.evaluate_sets import pooled_cells, set_cells
 from train.evaluate_study import read_study, study_of
 from train.evaluate_study_text import study_markdown
 from train.evaluate_table import caption, markdown
@@ -145,8 +148,12 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
         if isinstance(metric, SetMetric):
             of_set, told = set_cells(found, cache, name, metric, settings.resamples)
             tests += [] if mixed else told
-            for method, row in of_set.items():
-                cells[method] |= row
+        elif isinstance(metric, PooledMetric):
+            of_set = pooled_cells(found, name, metric)
+        else:
+            continue
+        for method, row in of_set.items():
+            cells[method] |= row
     cells = {method: {column: row[column] for column in columns} for method, row in cells.items()}
     errors = errors_of(found)
     notes = {f"{c}: {row[c]['note']}": None for row in cells.values() for c in row if row[c].get("note")}
@@ -163,7 +170,7 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
         "columns": columns,
         "metrics": {n: settings_of(m) for n, m in found.bench.metrics.items()},
         "cells": cells,
-        "best": {} if mixed else best_of(cells, columns),
+        "best": {} if mixed else best_of(cells, columns, ceilings(found)),
         "tests": tests,
         "videos": {method.name: videos_of(found, method) for method in found.methods},
         "errors": errors,
@@ -203,7 +210,19 @@ def write(result: dict[str, Any] | None, study: dict[str, Any] | None, settings:
             with replacing(settings.out / name) as beside:
                 beside.write_text(text, "utf-8")
     if result:
+        write_values(result, settings.out / "metrics.csv")
         plot_columns(result, settings.out / "plots")
+
+
+def write_values(result: dict[str, Any], path: Path) -> None:
+    """Every number of every video, a line each: what `train.critic eval --metrics` reads, and spreadsheets."""
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("video", "method", "metric", "value"))
+        for method, videos in result["videos"].items():
+            for stem, told in videos.items():
+                numbers = told["values"].items()
+                rows.writerows((stem, method, column, repr(v)) for column, v in numbers if v is not None)
 
 
 def tell(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:
@@ -212,7 +231,10 @@ def tell(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: 
         print(caption(result))
     for warning in [*(result["warnings"] if result else []), *(study["warnings"] if study else [])]:
         print(f"warning: {warning}")
-    print(f"{settings.out}: {'table.md, ' * bool(result)}{'study.md, ' * bool(study)}evaluation.json, report.html")
+    print(
+        f"{settings.out}: {'table.md, metrics.csv, ' * bool(result)}{'study.md, ' * bool(study)}"
+        "evaluation.json, report.html"
+    )
     if result is None:
         return
     lost = [f"{e['path']} ({e['got']})" for e in result["errors"] if e["metric"] is None]

@@ -7,14 +7,14 @@ method is called best and nothing is tested; where a method differs from the ref
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from fantasy_core.errors import some
-from fantasy_core.metrics.contract import Metric, SetMetric
+from fantasy_core.metrics.contract import Metric, PooledMetric, SetMetric
 from train.evaluate_cache import Seen
 from train.evaluate_inputs import Method, inputs_of, unpaired
 from train.evaluate_measure import Bench, Results
@@ -54,10 +54,18 @@ def table_columns(found: Measurement) -> dict[str, dict[str, Any]]:
             for column in metric.columns:
                 about = {"metric": name, "better": metric.better.get(column, 0), "of_sets": of_sets}
                 told[column] = about | {"verified": bool(metric.verified), "absent": None, "covers": None}
+            if isinstance(metric, PooledMetric):
+                beside = {"better": 0, "of_sets": True}
+                told |= {pooled_name(column): told[column] | beside for column in metric.columns}
     for name, absent in found.absent.items():
         about = {"metric": name, "better": 0, "of_sets": False, "verified": False}
         told[name] = about | {"absent": absent.reason, "covers": list(absent.columns)}
     return told
+
+
+def pooled_name(column: str) -> str:
+    """The column of all clips of a method together."""
+    return f"{column}_pooled"
 
 
 def values_of(found: Measurement, method: Method, metric: str, column: str) -> dict[str, float]:
@@ -166,8 +174,17 @@ def _test(column: str, better: int, first: str, second: str, values: Mapping, sh
     }
 
 
-def best_of(cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+def ceilings(found: Measurement) -> set[str]:
+    """The methods that are the reference itself: real videos are no rival."""
+    real = found.reference and found.reference.folder.resolve()
+    return {method.name for method in found.methods if method.folder.resolve() == real}
+
+
+def best_of(
+    cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
+) -> dict[str, list[str]]:
     """The methods with the best mean by column, where there are two numbers or more; equal ones together."""
+    cells = {name: row for name, row in cells.items() if name not in without}
     best = {}
     for column, about in columns.items():
         means = {

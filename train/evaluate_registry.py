@@ -22,8 +22,9 @@ from fantasy_core.metrics.contract import Metric
 
 @dataclass(frozen=True)
 class Entry:
-    """place: module:Class. weights: its file and where to get it, "" where it needs none. argument: the keyword of that
-    file. by_name: it looks at a file's name, so that equal content may score differently; not kept."""
+    """place: module:Class, or a function that makes one. weights: its file and where to get it, "" where it needs none.
+    argument: the keyword of that file. by_name: it looks at a file's name, so that equal content may score differently;
+    not kept."""
 
     place: str
     weights: str = ""
@@ -32,6 +33,14 @@ class Entry:
 
 
 METRICS = {
+    "lips": Entry(
+        "fantasy_core.metrics.lip_offset:LipOffset", "face_landmarker.task of mediapipe (4 MB, Apache-2.0)", "task"
+    ),
+    "hands": Entry(
+        "fantasy_core.metrics.chosen:hands",
+        "a folder with DWPose's yolox_l.onnx and dw-ll_ucoco_384.onnx, or mediapipe's hand_landmarker.task (no HKC)",
+    ),
+    "dynamics": Entry("fantasy_core.metrics.chosen:dynamics", argument="task"),
     "sync": Entry(
         "fantasy_core.metrics.syncnet:SyncNet", "syncnet_v2.model, from joonson/syncnet_python (download_model.sh)"
     ),
@@ -101,12 +110,14 @@ def wanted(names: Sequence[str], weights: Sequence[str], options: Sequence[str])
 
 def columns_of(spec: Spec) -> tuple[str, ...]:
     """The main columns of a metric that could not be built: those with a better side, or its name."""
-    better = getattr(class_of(spec.place), "better", {})
+    make = class_of(spec.place)
+    made = make if inspect.isclass(make) else typing.get_type_hints(make).get("return")
+    better = getattr(made, "better", {})
     return tuple(column for column, side in dict(better).items() if side) or (spec.name,)
 
 
 def class_of(place: str) -> Any:
-    """The class at `package.module:Class`. Raises UserError where there is none."""
+    """The class or function at `package.module:Class`. Raises UserError where there is none."""
     module, _, name = place.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -166,7 +177,8 @@ def _by_option(given: Sequence[str], names: Sequence[str]) -> dict[str, dict[str
 
 def _typed(name: str, place: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Texts as the constructor's annotations want them. Raises UserError for keywords that it does not have."""
-    make = class_of(place).__init__
+    made = class_of(place)
+    make = made.__init__ if inspect.isclass(made) else made
     known = [key for key in inspect.signature(make).parameters if key != "self"]
     if strangers := [key for key in keywords if key not in known]:
         raise UserError(

@@ -15,11 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fantasy_core.errors import UserError
-from fantasy_core.metrics.contract import SetMetric
+from fantasy_core.metrics.contract import PooledMetric, SetMetric
 from fantasy_core.metrics.resampled import Resampled
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache
-from train.evaluate_compare import Measurement, empty, mismatch
+from train.evaluate_compare import Measurement, empty, mismatch, pooled_name
 from train.evaluate_inputs import Method
 from train.evaluate_statistics import spread_bootstrap
 
@@ -61,6 +61,23 @@ def set_cells(
     cells = {method.name: told["cells"].get(method.name) for method in found.methods}
     lacking = {of: _row(metric, fit[of] or "", len(shared)) for of, row in cells.items() if row is None}
     return {of: row or lacking[of] for of, row in cells.items()}, told["tests"]
+
+
+def pooled_cells(found: Measurement, name: str, metric: PooledMetric) -> dict[str, dict[str, dict[str, Any]]]:
+    """{method: {column: cell}} of all clips of a method judged together, without an interval."""
+    told: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in found.methods:
+        rows, of = list(features_of(found, method, name).values()), len(method.videos)
+        columns = {column: pooled_name(column) for column in metric.columns}
+        if not rows:
+            told[method.name] = {new: empty("no clip has anything to pool", of) for new in columns.values()}
+            continue
+        whole, about = metric.pool(np.concatenate(rows)), {"low": None, "high": None, "n": len(rows), "of": of}
+        told[method.name] = {
+            new: {"mean": whole.values[column], **about, "reason": whole.reasons.get(column)}
+            for column, new in columns.items()
+        }
+    return told
 
 
 def features_of(found: Measurement, method: Method, name: str) -> Features:

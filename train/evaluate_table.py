@@ -8,6 +8,10 @@ from typing import Any
 from train.critic_report_text import table
 
 LABELS = {
+    "lip_offset": "lip offset, frames",
+    "lip_corr": "lip correlation",
+    "lip_offset_pooled": "lip offset, all clips together",
+    "lip_corr_pooled": "lip correlation, all clips together",
     "sync_c": "Sync-C",
     "sync_d": "Sync-D",
     "sync_c_valid": "Sync-C, valid pairs",

@@ -15,10 +15,10 @@ import torch
 
 from fantasy_core.errors import NoSound, UserError
 from fantasy_core.media import read_audio, read_video
+from fantasy_core.media.cuts import cuts, differences
 from fantasy_core.media.files import broken, check_file
 from fantasy_core.metrics.contract import Measured, Video
 from fantasy_core.metrics.sampling import at_rate
-from train.scenes import cuts, differences
 
 RATE = 16_000
 UNEVEN = 0.25  # of the median time between frames: beyond, a frame rate is called variable

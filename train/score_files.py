@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from fantasy_core.errors import some
 from fantasy_core.pair_rules import DIMENSIONS
 from train import scored
 from train.csv_table import bad_table, read_table
 from train.tables import part_files
 
 METRICS = {"SD": "mn", "Sync-C": "ls", "IQA": "vq", "AES": "vq"}  # and the dimension that it stands for in Table 2
+NAMES = {name.lower().replace("-", "_"): name for name in METRICS}  # as train.evaluate writes them
 Values = Mapping[str, float]  # video -> number
 Scores = Mapping[str, Values]  # dimension -> video -> z
 
@@ -27,18 +29,24 @@ def read_scores(path: Path) -> Scores:
 
 
 def read_metrics(path: Path, known: set[str]) -> dict[str, dict[str, float]]:
-    """Values by metric and video from a CSV `video,metric,value`. Raises UserError for videos that are not annotated,
-    for other metrics than those of METRICS, for what is no finite number, and for a value that is there twice."""
+    """Values by metric and video from a CSV `video,metric,value`, as train.evaluate writes it (metrics.csv) or by hand;
+    metrics that are not among METRICS are left out. Raises UserError for videos that are not annotated, for what is no
+    finite number, for a value that is there twice, and for a file without any of METRICS."""
     found: dict[str, dict[str, float]] = {}
-    problems = []
+    problems, others = [], set()
     for number, row in read_table(path, ("video", "metric", "value")):
-        value, video, name = _number(row["value"]), row["video"], row["metric"]
+        name = NAMES.get(row["metric"].lower().replace("-", "_"))
+        if name is None:
+            others.add(row["metric"])
+            continue
+        value, video = _number(row["value"]), row["video"]
         wrong = [f"video {video} is not annotated"] if video not in known else []
-        wrong += [f"metric {name!r}"] if name not in METRICS else []
         wrong += [f"value {row['value']!r}"] if value is None else []
         wrong += [f"{video} has {name} twice"] if video in found.get(name, {}) else []
         problems += [f"line {number}: {one}" for one in wrong]
         found.setdefault(name, {})[video] = value or 0.0
+    if not found:
+        problems.append(f"metrics {some(sorted(others)) or 'none'}")
     if problems:
         raise bad_table(path, problems, f"annotated videos, {', '.join(METRICS)}, and a number for each once")
     return found

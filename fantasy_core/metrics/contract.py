@@ -67,3 +67,13 @@ class SetMetric(Metric, Protocol):
     def compare(self, features: np.ndarray, reference: np.ndarray) -> Measured:
         """The columns from all features [n, d] of a method and of the reference set."""
         ...
+
+
+@runtime_checkable
+class PooledMetric(Metric, Protocol):
+    """A metric of single videos that can also judge many together, from what it measured of each: short clips may carry
+    a verdict together that none of them carries alone."""
+
+    def pool(self, features: np.ndarray) -> Measured:
+        """The columns from all features [n, d] of a method."""
+        ...

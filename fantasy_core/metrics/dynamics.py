@@ -45,7 +45,7 @@ class Dynamics:
 
     name = "dynamics"
     columns: tuple[str, ...]
-    better: Mapping[str, int]
+    better: Mapping[str, int] = BETTER
     verified: bool
     settings: Mapping[str, object]
 

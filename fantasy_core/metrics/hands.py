@@ -59,7 +59,7 @@ class HandMotion:
 
     name = "hands"
     columns = COLUMNS
-    better: Mapping[str, int] = {"hkc": 1, **dict.fromkeys(COLUMNS[1:], 0)}
+    better: Mapping[str, int] = {**dict.fromkeys(COLUMNS, 0), "hkc": 1, "hkv": 1}
     verified = False
     settings: Mapping[str, object]
 
