@@ -181,11 +181,10 @@ def test_a_plan_writes_nothing(methods, tmp_path, capsys):
 
 
 def test_fid_by_its_own_network(tmp_path):
-    """Inception with planted weights: two frames of each of two clips; the set that is the reference itself has
-    distance 0 and is no rival, its values are those of the metric alone, and its settings carry the hash of the
-    file."""
+    """Inception with planted weights, one frame of each of two clips; the set that is the reference itself has
+    distance 0 and is no rival, its values are those of the metric alone, and its settings carry the file's hash."""
     weights = planted_file(Inception, tmp_path / "inception.pth")
-    methods = write_methods(tmp_path, SHADES, frames=2)
+    methods = write_methods(tmp_path, {name: shades[:2] for name, shades in SHADES.items()}, frames=1)
     flags = ("--reference", tmp_path / "dark", "--weights", f"fid={weights}", "--resamples", "3")
     told = evaluate(tmp_path / "out", methods, *flags, metrics=("fid",))
     assert told["cells"]["dark"]["fid"]["mean"] == pytest.approx(0, abs=1e-6)

@@ -75,6 +75,14 @@ def test_a_corrupt_video_is_named_and_the_rest_is_written(tmp_path, methods, cap
     assert str(path) in capsys.readouterr().err
 
 
+def test_an_empty_file_and_one_without_pictures_are_named(tmp_path, methods):
+    (tmp_path / "a" / "00.mp4").write_bytes(b"")
+    encode(tmp_path / "a" / "01.mp4", np.zeros((1, 16000)), 16000, "aac")
+    told = evaluate(tmp_path, methods)
+    assert [error["got"] for error in told["errors"]] == ["an empty file", "a file without moving pictures"]
+    assert "an empty file" in told["cells"]["a"]["brightness"]["reason"]
+
+
 def test_a_video_that_was_cut_off_is_named(tmp_path, methods):
     """Its head is whole, so it has facts; its frames end early: an error of every metric on it."""
     noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)

@@ -57,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_short_clips_are_judged_together(folder, tmp_path):
-    """3 s are too short for a verdict alone; 6 s are not. Her mouth moves and nothing else; her body fills the frame."""
+    """3 s are too short for a verdict alone, 6 s are not. Her mouth moves and nothing else; she fills the frame."""
     command = ["--method", f"ours={folder}", "--metrics", "lips", "dynamics", "hands", "--workers", "0"]
     weights = ["--weights", f"lips={TASK}", f"dynamics={TASK}"]
     assert main([*command, *weights, "--out", str(tmp_path)]) == 0

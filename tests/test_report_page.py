@@ -88,7 +88,7 @@ def test_a_click_and_a_key_sort(page):
 
 
 def test_all_videos_play_from_one_button(page):
-    """Time advances in every player, within a tenth of a second of each other; one of them is heard; Pause stops."""
+    """Time advances in every player, within a quarter of a second of each other; one of them is heard; Pause stops."""
     page.js("document.querySelector('#play').click()")
     page.wait("[...document.querySelectorAll('video')].every(video => video.currentTime > 0.3)")
     page.js("document.querySelector('#play').click()")

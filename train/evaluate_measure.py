@@ -16,6 +16,7 @@ import numpy as np
 
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
+from fantasy_core.media import check_file
 from fantasy_core.metrics.contract import Measured, Metric, Video
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache, Found, Seen, settings_hash, told
@@ -71,7 +72,7 @@ def see_all(cache: Cache, paths: Sequence[Path], workers: int) -> dict[Path, See
     with Progress("files", len(new), shown=bool(new)) as progress:
         for path, seen in each(see, new, workers if len(new) > 1 else 0):
             if isinstance(seen, WorkerKilled):
-                seen = Seen(sha256(path), None, told(seen))
+                seen = Seen("", None, told(seen))
             found[path] = seen
             cache.see(path, seen)
             progress.step(path.name)
@@ -80,8 +81,9 @@ def see_all(cache: Cache, paths: Sequence[Path], workers: int) -> dict[Path, See
 
 def see(path: Path) -> Seen:
     """Raises nothing for a file that cannot be read: that is a fact too."""
-    digest = sha256(path)
+    digest = ""
     try:
+        digest = sha256(check_file(path, "video"))
         return Seen(digest, facts_of(path), None)
     except UserError as error:
         return Seen(digest, None, told(error))
