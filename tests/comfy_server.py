@@ -23,16 +23,20 @@ from native_wan import CONFIG, METADATA, NAMES, base_state, native_bank, native_
 from safetensors.torch import save_file
 from small_experts import random_expert
 from sounds import encode
+from talking import openings, voice, write_footage
 
 from fantasy_core.audio import AudioProjection
 from fantasy_core.expert_files import save_expert
 from fantasy_core.gate_files import save_gate
+from fantasy_core.miniature.render import render
+from fantasy_core.miniature.world import draw_identity
 from fantasy_core.wan import WanDiT
 from train.miniature_thinker import save_thinker
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("diffusion_models", "vae", "model_patches", "loras", "fantasytalking2/gates", "text_encoders", "clip_vision",
-           "audio_encoders", "LLM")  # fmt: skip
+           "audio_encoders", "detection", "LLM")  # fmt: skip
+LATE = 3  # frames, of the lips in input/example.mp4
 
 
 class Server:
@@ -126,7 +130,8 @@ class Server:
 
 
 def write_stand_ins(base: Path) -> None:
-    """Every file that the shipped workflows name: tiny models in the real layouts, a portrait, a voice of 8 s."""
+    """Every file that the shipped workflows name: tiny models in the real layouts, a portrait, a voice of 8 s, a video
+    of 6 s."""
     models, dit = base / "models", native_dit()
     for folder in FOLDERS:
         (models / folder).mkdir(parents=True, exist_ok=True)
@@ -143,14 +148,24 @@ def write_stand_ins(base: Path) -> None:
     for seed, name in enumerate(("first_lora", "second_lora")):
         save_expert(models / "loras" / f"{name}.safetensors", random_expert(dit, name, 3, seed=seed))
     for name in ("text_encoders/umt5_xxl_fp8_e4m3fn_scaled", "clip_vision/clip_vision_h",
-                 "audio_encoders/wav2vec2-base-960h"):  # fmt: skip
+                 "audio_encoders/wav2vec2-base-960h", "detection/mediapipe_face_fp32"):  # fmt: skip
         save_file({"stand_in": torch.zeros(1)}, models / f"{name}.safetensors")
     save_thinker(models / "LLM" / "Qwen2.5-Omni-7B")
     (base / "input").mkdir(exist_ok=True)
     shutil.copy(ROOT / "fantasy_core/miniature/assets/portrait.png", base / "input" / "example.png")
     time_s = np.arange(8 * 44100) / 44100
-    voice = 0.4 * np.sin(2 * np.pi * 150 * time_s) * np.sin(2 * np.pi * 1.5 * time_s) ** 2
-    encode(base / "input" / "voice.wav", np.stack([voice, 0.5 * voice]), 44100)
+    hum = 0.4 * np.sin(2 * np.pi * 150 * time_s) * np.sin(2 * np.pi * 1.5 * time_s) ** 2
+    encode(base / "input" / "voice.wav", np.stack([hum, 0.5 * hum]), 44100)
+    write_speaker(base / "input" / "example.mp4")
+
+
+def write_speaker(path: Path) -> None:
+    """6 s of somebody of the miniature's world, 64 x 64 at 25 fps, whose mouth follows a real voice LATE frames late:
+    long enough for a verdict on it."""
+    sound, pose = voice(6), torch.tensor([0.0, 0.0, 0.0, 0.5, 1.0]).repeat(150, 1)
+    pose[:, 2] = torch.from_numpy(np.roll(openings(sound, 150, most=0.7), LATE))
+    identity = draw_identity(np.random.default_rng(4))
+    write_footage(path, render(identity[None], pose[None])[0].clamp(0, 1), sound)
 
 
 def of_miniature(prompt: dict) -> dict:
@@ -182,8 +197,8 @@ def adapter_state(dit: WanDiT) -> dict[str, torch.Tensor]:
 
 
 def stood_in(prompt: dict) -> dict:
-    """A prompt with stand-ins for the large encoders, two steps, small pictures and a fifth of the frames: windows and
-    clips of 17 for 81. Nothing else is changed."""
+    """A prompt with stand-ins for the large encoders and the detector of faces, two steps, small pictures and a fifth
+    of the frames: windows and clips of 17 for 81. Nothing else is changed."""
     prompt, gone = json.loads(json.dumps(prompt)), ("CLIPLoader", "CLIPVisionLoader")
     for node in prompt.values():
         inputs, kind = node["inputs"], node["class_type"]
@@ -193,6 +208,8 @@ def stood_in(prompt: dict) -> dict:
             node |= {"class_type": "StandInVision", "inputs": {"image": inputs["image"]}}
         elif kind == "AudioEncoderLoader":
             node |= {"class_type": "StandInEncoder", "inputs": {"width": 768}}
+        elif kind == "LoadMediaPipeFaceLandmarker":
+            node |= {"class_type": "StandInFaces", "inputs": {}}
         elif kind == "WanImageToVideo":
             inputs |= {"width": 64, "height": 64}
         elif kind == "FT2TLPOSampler":

@@ -1,5 +1,5 @@
 """The shipped workflows in a real server, through its real page: they open, convert, run with small files in place of
-the big ones, and what comes out has picture and sound."""
+the big ones, and what comes out has picture and sound, or the verdict that was planted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_server import ROOT, Server, of_miniature, stood_in, write_stand_ins
+from comfy_server import LATE, ROOT, Server, of_miniature, stood_in, write_stand_ins
 from comfyui import need_comfyui
 from safetensors.torch import load_file
 from sounds import whole
@@ -22,6 +22,7 @@ from fantasy_core.miniature import load_components
 
 pytestmark = pytest.mark.comfy
 WORKFLOWS = ROOT / "workflows"
+CHECK = "lip_sync_check"  # the one that makes no video
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 FRAMES = {"miniature": 81, "continue_from_the_last_frame": 33, "long_audio_context_windows": 45}  # of `stood_in`; 17
 
@@ -43,17 +44,23 @@ def frames_of(video: Path) -> torch.Tensor:
     return torch.stack([frame for _, frame in read_video(video)])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_converts_and_runs(server, name, tmp_path):
-    """The page knows all of its nodes and logs no error; its prompt is the one in api/, and runs."""
-    told = server.page(WORKFLOWS / f"{name}.json", "--api", tmp_path / "prompt.json")
+def opened(server: Server, name: str, folder: Path) -> dict:
+    """The prompt that the page makes of a workflow: it knows all of its nodes, logs no error, and gives what is in
+    api/."""
+    told = server.page(WORKFLOWS / f"{name}.json", "--api", folder / "prompt.json")
     assert told["missing"] == [] and told["errors"] == []
-    prompt, source = json.loads((tmp_path / "prompt.json").read_text("utf-8")), graph(name)
+    prompt, source = json.loads((folder / "prompt.json").read_text("utf-8")), graph(name)
     assert prompt.keys() == source.keys()
     for key, node in source.items():
         assert prompt[key]["class_type"] == node["class_type"]
         for name_of_input, value in node["inputs"].items():
             assert prompt[key]["inputs"][name_of_input] == value, f"{node['class_type']}.{name_of_input}"
+    return prompt
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != CHECK])
+def test_a_workflow_opens_converts_and_runs(server, name, tmp_path):
+    prompt = opened(server, name, tmp_path)
     history = server.run(prompt if name == "miniature" else stood_in(prompt))
     assert history["error"] is None, history["error"]
     (video,) = [path for path in server.videos(history) if path.suffix == ".mp4"]
@@ -61,6 +68,17 @@ def test_a_workflow_opens_converts_and_runs(server, name, tmp_path):
     expected = FRAMES.get(name, 17)
     assert len(frames) == expected and frames.std() > 0.01
     assert sound.shape[1] / rate == pytest.approx(expected / 23, abs=0.1) and abs(sound).max() > 0.1
+
+
+def test_the_check_tells_the_planted_offset(server, tmp_path):
+    """From a video file on, through the core's nodes: lips of LATE = 3 frames at 25 fps are 120 ms late. Only the
+    weights of the detector are stood in for. The plot is drawn as a picture of 9 x 5.2 inches at 100 dpi."""
+    history = server.run(stood_in(opened(server, CHECK, tmp_path)))
+    assert history["error"] is None, history["error"]
+    (report,) = [output["text"][0] for output in history["outputs"].values() if "text" in output]
+    assert f"lips are {LATE} frames (120 ms) late" in report and "seen in 100% of 150 frames at 25 fps" in report
+    (plot,) = [path for path in server.videos(history) if path.suffix == ".png"]
+    assert read_image(plot).shape[-2:] == (520, 900)
 
 
 def test_the_best_take_is_the_one_that_is_saved(server):

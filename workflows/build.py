@@ -18,6 +18,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 REPACKAGED = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+MEDIAPIPE = "https://huggingface.co/Comfy-Org/mediapipe/resolve/main"
 SOURCES = {  # name: folder of models, where it is published
     "wan2.1_i2v_480p_14B_fp16.safetensors": ("diffusion_models", f"{REPACKAGED}/diffusion_models"),
     "wan2.1_i2v_480p_14B_fp8_e4m3fn.safetensors": ("diffusion_models", f"{REPACKAGED}/diffusion_models"),
@@ -25,6 +26,7 @@ SOURCES = {  # name: folder of models, where it is published
     "wan_2.1_vae.safetensors": ("vae", f"{REPACKAGED}/vae"),
     "clip_vision_h.safetensors": ("clip_vision", f"{REPACKAGED}/clip_vision"),
     "fantasytalking_fp16.safetensors": ("model_patches", "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main"),
+    "mediapipe_face_fp32.safetensors": ("detection", f"{MEDIAPIPE}/detection"),
 }
 WAV2VEC = {
     "name": "wav2vec2-base-960h.safetensors",
@@ -33,18 +35,19 @@ WAV2VEC = {
 }
 COLUMNS = (  # where a node stands, by type
     ("UNETLoader", "CLIPLoader", "VAELoader", "CLIPVisionLoader", "AudioEncoderLoader", "FT2LoadFantasyTalkingAudio",
-     "FT2LoadMiniature"),
-    ("LoadImage", "LoadAudio", "CLIPTextEncode"),
-    ("FT2AudioToFrames", "CLIPVisionEncode", "WanImageToVideo"),
-    ("FT2LoadExperts", "FT2LoadGate", "FT2ManualGate"),
+     "FT2LoadMiniature", "LoadVideo"),
+    ("LoadImage", "LoadAudio", "CLIPTextEncode", "GetVideoComponents", "LoadMediaPipeFaceLandmarker"),
+    ("FT2AudioToFrames", "CLIPVisionEncode", "WanImageToVideo", "MediaPipeFaceLandmarker"),
+    ("FT2LoadExperts", "FT2LoadGate", "FT2ManualGate", "FT2LipSyncCheck"),
     ("FT2ApplyFantasyTalkingAudio", "WanContextWindowsManual", "FT2ApplyGatedExperts", "FT2GatePlot"),
-    ("FT2TLPOSampler", "VAEDecode", "VAEDecodeTiled", "ImageScaleBy", "PreviewImage"),
+    ("FT2TLPOSampler", "VAEDecode", "VAEDecodeTiled", "ImageScaleBy", "PreviewImage", "PreviewAny"),
     ("ImageFromBatch", "ImageBatch", "CreateVideo", "SaveVideo"),
     ("FT2TalkingCriticLoader", "FT2TalkingCriticRank"),
 )  # fmt: skip
 SIZES = {
     "LoadImage": (320, 380), "LoadAudio": (320, 140), "CLIPTextEncode": (320, 140), "SaveVideo": (420, 480),
     "PreviewImage": (420, 260), "FT2ManualGate": (340, 260), "UNETLoader": (380, 0), "CLIPLoader": (380, 0),
+    "LoadVideo": (320, 480), "PreviewAny": (420, 260),
 }  # fmt: skip
 FILES = """**Model files** (ComfyUI offers the download of those it can; put them in `ComfyUI/models/...`)
 
@@ -58,6 +61,7 @@ FILES = """**Model files** (ComfyUI offers the download of those it can; put the
 TAKES = ("best_of_four_takes",)  # each take a row: what comes behind the sampler has columns of its own
 BEHIND_TAKES = {"VAEDecode": 6, "PreviewAny": 8, "SaveVideo": 8}
 TAKE_SIZES = {"CreateVideo": (320, 210), "PreviewAny": (420, 480)}  # together with VAEDecode as high as a sampler
+NOTE_HEIGHTS = {"miniature": 320, "lip_sync_check": 440}  # of the others 680: they list more files
 TWO_CLIPS = ("continue_from_the_last_frame",)  # the second half stands right of the first
 
 
@@ -96,7 +100,7 @@ def build(url: str, name: str) -> None:
     note = {"title": title, "text": text, "columns": columns(graph, name), "models": models(graph), "sizes": SIZES}
     note["sizes"] = {**SIZES, **(TAKE_SIZES if name in TAKES else {})}
     bottom = 0.8 if name in TAKES else 0.625  # the graph lies at the top
-    note["height"] = 320 if name == "miniature" else 680
+    note["height"] = NOTE_HEIGHTS.get(name, 680)
     with tempfile.TemporaryDirectory() as folder:
         told, shot = Path(folder, "note.json"), Path(folder, "shot.png")
         told.write_text(json.dumps(note), "utf-8")
