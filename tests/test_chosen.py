@@ -9,7 +9,7 @@ import pytest
 from onnx_layouts import blue_joints, red_persons
 
 from fantasy_core.errors import UserError
-from fantasy_core.metrics.chosen import dynamics, hands
+from fantasy_core.metrics.chosen import dynamics, hands, qalign
 
 CACHE = Path.home() / ".cache" / "fantasytalking2"
 needs_onnx = pytest.mark.skipif(
@@ -36,6 +36,11 @@ def test_a_folder_without_networks_is_told(tmp_path):
 @pytest.mark.skipif(not (CACHE / "hand_landmarker.task").is_file(), reason="no hand_landmarker.task")
 def test_a_task_is_mediapipe():
     assert "mediapipe" in str(hands(CACHE / "hand_landmarker.task").settings["detector"])
+
+
+def test_code_of_others_runs_with_leave_alone(tmp_path):
+    with pytest.raises(UserError, match="brings its own program"):
+        qalign(tmp_path)
 
 
 def test_masks_that_need_no_face(tmp_path):

@@ -27,6 +27,7 @@ def test_every_name_is_a_metric():
         "sync": ("sync_c", "sync_d", "sync_c_valid"),
         "fid": ("fid", "kid"),
         "fvd": ("fvd", "kvd"),
+        "qalign": ("iqa", "aes"),
         "scores": ("scores",),
     }
     assert [(spec.name, columns_of(spec)) for spec in told.specs][0] == ("dynamics", ("sd",))

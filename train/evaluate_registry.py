@@ -51,6 +51,9 @@ METRICS = {
     "fvd": Entry(
         "fantasy_core.metrics.i3d:Fvd", "i3d_pretrained_400.pt of songweige/TATS, or StyleGAN-V's i3d_torchscript.pt"
     ),
+    "qalign": Entry(
+        "fantasy_core.metrics.chosen:qalign", "a folder of q-future/one-align (16 GB), whose code runs with trust=true"
+    ),
     "scores": Entry(
         "fantasy_core.metrics.score_file:ScoreFile",
         "scores of Q-Align (q-future/one-align) as rows of video, metric, value",
