@@ -4,11 +4,12 @@
 # make clean  removes what these commands made, except the virtual environment
 #
 # Needs Python >= 3.11 and a package registry. PYTHON=python3.12 chooses the interpreter, VENV=DIR the virtual environment
-# (an existing one is used as it is), PYTEST_ARGS="-m slow" passes on to pytest.
+# (an existing one is used as it is), WORKERS=4 how many processes test, PYTEST_ARGS="-m slow" passes on to pytest.
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+WORKERS ?= 2
 ASSETS := fantasy_core/miniature/assets
 WEIGHTS := fantasy_core/miniature/weights
 ANIMATE = $(BIN)/python -m fantasy_core.animate --portrait $(ASSETS)/portrait.png --audio $(ASSETS)/voice.flac
@@ -28,7 +29,7 @@ demo: $(VENV)/.installed-core
 	@echo "demo: $(CURDIR)/demo.png shows both at a glance, one row below the other"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

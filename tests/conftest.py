@@ -7,6 +7,8 @@ import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or diffusers is imported; inherited by subprocesses
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker and what it starts: threads that wait, spin
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
