@@ -1,8 +1,8 @@
-"""The miniature's fast judge against the plain one: shared stages change no bit of what whole renders give."""
+"""The miniature's fast judge against the plain one: shared stages and cropped shapes give what whole renders give."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from fantasy_core.miniature.judge import (
     judge,
     squared_error,
 )
-from fantasy_core.miniature.render import IDENTITY, render
+from fantasy_core.miniature.render import FAINT, IDENTITY, Canvas, background, paint, render, stages
 from fantasy_core.miniature.world import draw_clip, draw_identity
 
 
@@ -36,15 +36,34 @@ def poses(*shape: int) -> torch.Tensor:
 
 
 def test_a_drawing_is_the_render_and_its_shifts_are_renders_of_shifted_poses():
-    """Two people, three poses, all five numbers: bit for bit, and the pictures kept on the way are not painted over."""
+    """Two people, three poses, all five numbers; the pictures kept on the way are not painted over.
+
+    The drawing is cropped, by what no eye sees: a twentieth of a step of an 8-bit video. Drawn whole, it is the same
+    bit for bit.
+    """
     who, pose = people(2), poses(2, 3)
     drawing = Drawing(who, pose)
     for _ in range(2):
-        assert torch.equal(drawing.picture, render(who, pose))
+        assert (drawing.picture - render(who, pose)).abs().max() < 0.05 / 255
         for i, picture in enumerate(drawing.shifted()):
             shifted = pose.clone()
             shifted[..., i] += STEP[i]
-            assert torch.equal(picture, render(who, shifted)) and not torch.equal(picture, drawing.picture)
+            assert (picture - render(who, shifted)).abs().max() < 0.05 / 255
+            assert (picture - drawing.picture).abs().max() > 1e-3
+    whole = paint(background(who, pose), chain(*stages(who, pose)))
+    assert torch.equal(whole, render(who, pose))
+
+
+def test_a_cropped_canvas_is_small_where_the_shape_is():
+    """An ellipse of radius 0.1 about (0.2, -0.3) that moves by 0.1 to the right; alpha < 1e-6 beyond ln(1e6) / 48 =
+    0.288 of its edge: x from -0.188 to 0.688, which are pixels 26 to 53 of 64; y from -0.688 to 0.088: 10 to 34."""
+    canvas = Canvas(64, torch.zeros(1), cropped=True)
+    near = canvas.around(torch.tensor([0.2, 0.3]), torch.tensor(-0.3), 0.1, 0.1)
+    assert near.window == (slice(10, 35), slice(26, 54))
+    whole = Canvas(64, torch.zeros(1)).ellipse(torch.tensor([0.2, 0.3]).view(1, 2, 1, 1), -0.3, 0.1, 0.1)
+    beyond = whole.clone()
+    beyond[..., near.window[0], near.window[1]] = 0
+    assert beyond.max() < FAINT < 4 * whole[..., 10, :].max()
 
 
 def plain_fit(video: torch.Tensor, who: torch.Tensor, iterations: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -74,14 +93,14 @@ def plain_fit(video: torch.Tensor, who: torch.Tensor, iterations: int) -> tuple[
 
 def test_fit_is_plain_gauss_newton():
     """On a video of somebody else, where frames refuse steps and later go on from the equations they kept: the same
-    poses, bit for bit."""
+    poses, up to what FAINT over a step of 0.01 may do to a slope (1e-4 of it)."""
     clip, other = draw_clip(10, 0, 5), draw_clip(11, 0, 5)
     video, who = clip.video()[None], other.identity[None]
     expected, taken = plain_fit(video, who, 7)
     assert any((~now & then).any() for now, then in pairwise(taken)), "no frame steps after a refusal"
     pose, error = fit(video, who, 7)
-    assert torch.equal(pose, expected)
-    assert torch.equal(error, squared_error(video, render(who, expected)))
+    assert torch.allclose(pose, expected, atol=1e-3)
+    assert torch.allclose(error, squared_error(video, render(who, expected)), rtol=1e-5)
 
 
 def test_pieces_do_not_show():
@@ -89,7 +108,7 @@ def test_pieces_do_not_show():
     clips = [draw_clip(seed, 0, 5) for seed in (5, 6)]
     video, who = torch.stack([clip.video() for clip in clips]), torch.stack([clip.identity for clip in clips])
     for whole, pieces in zip(fit(video, who), fit_in_pieces(video, who, 2), strict=True):
-        assert torch.allclose(whole, pieces, atol=1e-5)
+        assert torch.allclose(whole, pieces, atol=1e-4)
 
 
 def test_judge_is_frozen():

@@ -54,16 +54,16 @@ class Drawing:
     def __init__(self, identity: Tensor, pose: Tensor):
         self.identity, self.pose = identity, pose
         self.background = background(identity, pose)
-        bust, head, self.eyes, self.mouth = (list(layers) for layers in stages(identity, pose))
+        bust, head, self.eyes, self.mouth = (list(layers) for layers in stages(identity, pose, cropped=True))
         self.with_bust = paint(self.background, bust)
         self.with_head = paint(self.with_bust, head)
         self.with_eyes = paint(self.with_head, self.eyes)
         self.picture = paint(self.with_eyes, self.mouth)
 
     def shifted(self) -> Iterator[Tensor]:
-        """The pictures after each of `STEP` in turn: bit for bit what `render` makes of the shifted poses."""
+        """The pictures after each of `STEP` in turn: what `render` makes of the shifted poses."""
         shifts = torch.diag(self.pose.new_tensor(STEP))
-        x, y, opened, widened, lidded = (stages(self.identity, self.pose + shift) for shift in shifts)
+        x, y, opened, widened, lidded = (stages(self.identity, self.pose + shift, cropped=True) for shift in shifts)
         yield paint(self.background, chain(*x))
         yield paint(self.background, chain(*y))
         yield paint(self.with_bust, chain(opened[1], self.eyes, opened[3]))
