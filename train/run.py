@@ -62,7 +62,7 @@ def command(
         default = "required" if field.default is dataclasses.MISSING else f"{_shown(field.default)}"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", dest=field.name, default=None, metavar=field.name.upper(),
-            nargs="+" if typing.get_origin(hints[field.name]) is tuple else None,
+            **_arguments(hints[field.name]),
             help=f"{field.metadata.get('help', '')} ({default})",
         )  # fmt: skip
     flags = vars(parser.parse_args(argv))
@@ -73,6 +73,13 @@ def command(
         run(read_settings(kind, config, given, preset), dry_run)
 
     return report(go, debug=debug)
+
+
+def _arguments(hint: Any) -> dict[str, Any]:
+    """How many words a flag takes: of a tuple one or more, of a yes or no none too, which is a yes."""
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if hint is bool else {}
 
 
 def read_settings(kind: type[Settings], config: Path | None, flags: Given, preset: Preset | None = None) -> Settings:
