@@ -178,8 +178,8 @@ def test_all_are_brought_to_one_rate_and_size(methods, tmp_path):
 
 
 def test_another_rate_is_neither_early_nor_late():
-    """Frames taken from 25 a second at 16, 12 and 10 are shown, on the mean of 8 s, when they were, within a quarter of a
-    frame; the first shown at each tick would be half an interval less half a frame early: 11 ms at 16."""
+    """Frames taken from 25 a second at 16, 12 and 10 are shown, on the mean of 8 s, when they were, within a quarter of
+    a frame; the first shown at each tick would be half an interval less half a frame early: 11 ms at 16."""
     video = Video(Path("a"), np.zeros((200, 1, 1, 3), np.uint8), np.arange(200) / 25)
     for fps in (16, 12, 10):
         middles = (at_rate(video, fps, 0.5) + 0.5) / 25 - (np.arange(8 * fps) + 0.5) / fps

@@ -98,7 +98,7 @@ def _notes(steps: np.ndarray, frame: Any, turned: int, channels: int) -> list[st
 @dataclass(frozen=True)
 class Protocol:
     """To what all videos are brought: frames a second (what is shown in the middle of each interval), and a size
-    (`512`: the short side, aspect kept; `832x480`: filled, the rest cut off around the middle). None changes nothing."""
+    (`512`: the short side, aspect kept; `832x480`: filled, the rest cut off around the middle). None: as they are."""
 
     fps: float | None = None
     size: str | None = None

@@ -119,9 +119,9 @@ def read_scores(path: Path) -> list[tuple[str, str, float]]:
 def _rows(path: Path) -> list:
     text = path.read_text("utf-8-sig")
     if path.suffix.lower() == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        return list(csv.DictReader(text.split("\n")))
     if path.suffix.lower() == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     rows = json.loads(text)
     if not isinstance(rows, list):
         raise ValueError(f"a {type(rows).__name__}, not a list")
