@@ -256,6 +256,15 @@ def test_what_cannot_score_is_told(world, tmp_path, capsys, more, told):
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_face_model_that_is_none_stops_before_the_first_video(world, tmp_path, capsys, dry):
+    pytest.importorskip("mediapipe")
+    task, out = tmp_path / "bad.task", tmp_path / "out"
+    task.write_bytes(b"no model")
+    assert stage.main([*arguments(world, out, views="separate", task=task), *dry]) == 2
+    assert "bad.task cannot be opened" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_dry_run_counts_and_writes_nothing(world, tmp_path, capsys):
     assert stage.main([*arguments(world, tmp_path), "--dry-run"]) == 0
     assert "6 videos, 0 with a score" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
 from train.run import command, made_from, read_rows, setting, write_json
-from train.scorers import CriticScorer, Scorer, Video
+from train.scorers import CriticScorer, Scorer, Video, check_task
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -100,10 +100,9 @@ def check_settings(settings: ScoreSettings) -> None:
             do="merge them (train.critic merge) and give the result as --base",
         )
     check_file(settings.base / "config.json", "model's configuration")
-    if settings.task is not None:
-        check_file(settings.task, "face landmarker")
-    if settings.views is not None:
-        read_views(settings.views)
+    may_crop = settings.views is None or read_views(settings.views).crops_face  # None: an adapter's own may
+    if may_crop and settings.face == "found":
+        check_task(settings.task)
 
 
 def row_of(video: str, score: Score, scorer: Scorer) -> dict[str, Any]:
@@ -148,7 +147,8 @@ def score_all(settings: ScoreSettings, jobs: Sequence[tuple[Path, Video]], score
             yield row_of(good[number][0], score, scorer)
     if jobs and not sung and settings.judge == "none":
         print(
-            "warning: no canary: none of these videos has half a second of sound. Whether the critic hears is unknown"
+            "warning: no canary: no video that could be read has half a second of sound. Whether the critic hears is "
+            "unknown"
         )
 
 

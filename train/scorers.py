@@ -59,6 +59,13 @@ def prepare_reader(views: Views, task: Path | None) -> None:
     _reader.update(views=views, finder=finder)
 
 
+def check_task(task: Path | None) -> None:
+    """Raise UserError here and now for what would fail in every reading process."""
+    if task is not None:
+        with face_finder(task):
+            pass
+
+
 def read_shown(job: tuple[Path, Video]) -> dict[str, list[Shown]]:
     return show_file(job[0], _reader["views"], _reader["finder"])
 
