@@ -1,4 +1,4 @@
-"""Scoring many videos: rows, resume, what fails, the canary, kills."""
+"""Scoring many videos: rows, resume, what fails, kills."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.files import show_file
 from fantasy_core.critic.shown import Shown
 from fantasy_core.critic.thinker import load_thinker, load_tokenizer
-from fantasy_core.errors import UserError
 from fantasy_core.media import VideoWriter
 from train import score as stage
 from train.journal import read_parts
-from train.scorers import CriticScorer, by_tokens
+from train.scorers import by_tokens
 from train.vllm_engine import VllmCritic
 
 ROOT = Path(__file__).parents[1]
@@ -183,24 +182,6 @@ def readers_of(pid: int) -> list[int]:
             if parent == pid and b"spawn_main" in place.joinpath("cmdline").read_bytes():
                 found.append(int(place.name))
     return found
-
-
-# ---- the canary ----
-
-
-def test_a_critic_that_hears_nothing_is_stopped(world, tmp_path, capsys):
-    """The audio encoder's last layer is zero: silence and speech are the same to it."""
-    base = world / "base"
-    model = load_thinker(base, dtype=torch.float32)
-    model.model.audio_tower.proj.weight.zero_(), model.model.audio_tower.proj.bias.zero_()
-    critic = Critic(model, load_tokenizer(base), read_views("shared"), read_questions())
-    clip = show_file(world / "v0.mp4", critic.views)
-    with pytest.raises(UserError, match="does not react: silence, late"):
-        CriticScorer(critic, 1000).canary(clip)
-    mute = show_file(world / "v1.mp4", critic.views)
-    assert CriticScorer(critic, 1000).canary(mute) is None
-    hearing = Critic(load_thinker(base, dtype=torch.float32), critic.front.tokenizer, critic.views, critic.questions)
-    assert set(CriticScorer(hearing, 1000).canary(clip)) == {"own", "silence", "late"}
 
 
 def test_batches_hold_no_more_tokens_than_asked(world):

@@ -7,14 +7,15 @@
 Each process appends to scores/part-RANK.jsonl: video, z_mn, z_ls, z_vq (logit of Yes less logit of No, the mean over
 windows of at most five seconds), least_mn ..., mass (probability of Yes and No together), windows, warnings, and the
 hashes `critic` and `views`. Nothing is scored twice by the same critic in the same views, however often the command is
-given and however many processes there are. A video that cannot be read is a row with `failed`. Before the first score a
-canary: lip sync must react to silence, to late sound, and to the adapter.
+given and however many processes there are. A video that cannot be read, or whose score is no number (fp16 may
+overflow), is a row with `failed`. Before the first score a canary: lip sync must react to silence, to late sound, and
+to the adapter.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,10 +32,11 @@ from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
 from train.run import command, made_from, read_rows, setting, write_json
-from train.scorers import CriticScorer, Scorer, Video, check_task
+from train.scorers import CriticScorer, Scorer, Video, check_task, no_number
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FEW = 3  # videos of which none gets a number, before the critic is at fault and not they
 
 
 @dataclass(frozen=True)
@@ -133,23 +135,43 @@ def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:
     return False
 
 
-def score_all(settings: ScoreSettings, jobs: Sequence[tuple[Path, Video]], scorer: Scorer) -> Iterator[dict[str, Any]]:
-    """A row for every video, as soon as it is known."""
+def score_all(
+    settings: ScoreSettings, jobs: Sequence[tuple[Path, Video]], scorer: Scorer
+) -> Iterator[tuple[str, Score | UserError]]:
+    """(video, its score or why it has none), as soon as it is known."""
     sung = not settings.canary
     read = each(scorer.read, jobs, settings.workers, prepare=scorer.prepare, given=scorer.given)
     while pool := list(islice(read, settings.pool)):
         sung = sung or check_canary(scorer, pool)
-        for (_, video), error in pool:
-            if isinstance(error, UserError):
-                yield failed_row(video.video, error, scorer)
+        yield from ((video.video, error) for (_, video), error in pool if isinstance(error, UserError))
         good = [(video.video, clip) for (_, video), clip in pool if not isinstance(clip, UserError)]
         for number, score in scorer.scores([clip for _, clip in good]):
-            yield row_of(good[number][0], score, scorer)
+            yield good[number][0], score
     if jobs and not sung and settings.judge == "none":
         print(
             "warning: no canary: no video that could be read has half a second of sound. Whether the critic hears is "
             "unknown"
         )
+
+
+def rows_of(told: Iterable[tuple[str, Score | UserError]], scorer: Scorer) -> Iterator[dict[str, Any]]:
+    """A row for every video. One whose score is no number has failed; where FEW have none and no other has one, the
+    critic is at fault: UserError, and no row for them."""
+    odd, numbers = [], False
+    for video, score in told:
+        if isinstance(score, UserError):
+            yield failed_row(video, score, scorer)
+        elif (error := no_number({f"z_{d}": score.z[d] for d in DIMENSIONS} | {"mass": score.mass})) is None:
+            numbers = True
+            yield row_of(video, score, scorer)
+        else:
+            odd.append(failed_row(video, error, scorer))
+            if len(odd) == FEW and not numbers:
+                raise error
+        if numbers:
+            yield from odd
+            odd = []
+    yield from odd
 
 
 def run(settings: ScoreSettings, dry_run: bool) -> None:
@@ -169,7 +191,7 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
     print(f"{len(videos)} videos, {len(finished)} scored already, {len(jobs)} of them for this process")
     failed = 0
     with part_of(settings.out, world.rank) as part, Progress("score", len(jobs), shown=world.is_main) as progress:
-        for row in score_all(settings, jobs, scorer):
+        for row in rows_of(score_all(settings, jobs, scorer), scorer):
             part.append(row)
             failed += "failed" in row
             progress.step(row["video"])

@@ -3,7 +3,8 @@ they are by two hashes, `critic` and `views`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,19 @@ class Video:
     input: str = ""
 
 
+def no_number(told: Mapping[str, float | None]) -> UserError | None:
+    """What is wrong with values of which some are NaN or infinite; None where all are numbers (or not said)."""
+    odd = [f"{name} {value}" for name, value in told.items() if value is not None and not math.isfinite(value)]
+    if not odd:
+        return None
+    return UserError(
+        "the critic gave no number",
+        got=", ".join(odd),
+        expected="finite logits of Yes and No",
+        do="give --dtype bf16 or fp32 (fp16 overflows); if it stays so, fetch the base or train the adapter anew",
+    )
+
+
 class Scorer(Protocol):
     """critic, views: hashes. `read(file, video)` runs in other processes, prepared by `prepare(*given)` once."""
 
@@ -44,7 +58,7 @@ class Scorer(Protocol):
 
     def canary(self, clip: Any) -> dict[str, float] | None:
         """What the scores of one clip do when they should move; None when it is no canary. Raises UserError when they
-        do not."""
+        do not, or are no numbers."""
         ...
 
 
@@ -115,6 +129,8 @@ class CriticScorer:
         adapted = hasattr(self.model.model, "disable_adapter")
         with self.model.without_adapter:
             z |= {"adapter off": self.model.ask([window], ["ls"])[0].z["ls"]} if adapted else {}
+        if error := no_number(z):
+            raise error
         still = [name for name in z if name != "own" and abs(z[name] - z["own"]) < MOVES]
         if still:
             raise UserError(
