@@ -18,7 +18,7 @@ from fantasy_core.errors import UserError
 from fantasy_core.weights import open_tensors
 from train import score as stage
 from train.journal import Journal
-from train.scorers import CriticScorer
+from train.scorers import CriticScorer, Video, not_moved
 
 
 def test_a_critic_that_hears_nothing_is_stopped(world, tmp_path, capsys):  # noqa: F811
@@ -34,6 +34,53 @@ def test_a_critic_that_hears_nothing_is_stopped(world, tmp_path, capsys):  # noq
     assert CriticScorer(critic, 1000).canary(mute) is None
     hearing = Critic(load_thinker(base, dtype=torch.float32), critic.front.tokenizer, critic.views, critic.questions)
     assert set(CriticScorer(hearing, 1000).canary(clip)) == {"own", "silence", "late"}
+
+
+Z = {"own": 1.0, "silence": 1.0, "late": 1.0, "adapter off": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("still", "told", "untold"),
+    [
+        (["silence", "late"], ["audio tower"], ["train.degrade", "changes nothing"]),
+        (["late"], ["train.degrade"], ["audio tower", "changes nothing"]),
+        (["adapter off"], ["changes nothing"], ["audio tower", "train.degrade"]),
+        (["silence", "late", "adapter off"], ["audio tower", "changes nothing"], ["train.degrade"]),
+    ],
+)
+def test_what_to_do_is_said_by_case(still, told, untold):
+    error = not_moved(still, Z)
+    assert "does not react: " + ", ".join(still) in error.what and "--dtype fp32" in error.do
+    assert all(text in error.do for text in told) and not any(text in error.do for text in untold)
+
+
+class Singers:
+    """Clips are what the canary says of them: z, None for no canary, or an error."""
+
+    def canary(self, clip):
+        if clip == "deaf":
+            raise not_moved(["late"], Z)
+        return None if clip == "mute" else Z
+
+
+@pytest.mark.parametrize(
+    ("clips", "sung"),
+    [
+        (["deaf", "deaf", "well"], True),
+        (["mute", "deaf", "mute", "deaf", "mute", "well"], True),
+        (["deaf", "deaf", "deaf", "well"], None),
+        (["mute", "deaf"], None),
+        (["mute", "mute"], False),
+    ],
+)
+def test_one_clip_does_not_decide(clips, sung):
+    """The run goes on with one of three that reacts; None: it stops."""
+    found = [((Path(f"v{n}.mp4"), Video(f"v{n}", f"v{n}.mp4")), clip) for n, clip in enumerate(clips)]
+    if sung is None:
+        with pytest.raises(UserError, match="does not react: late"):
+            stage.check_canary(Singers(), found)
+    else:
+        assert stage.check_canary(Singers(), found) is sung
 
 
 # ---- scores that are no numbers ----

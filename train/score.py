@@ -9,7 +9,7 @@ windows of at most five seconds), least_mn ..., mass (probability of Yes and No 
 hashes `critic` and `views`. Nothing is scored twice by the same critic in the same views, however often the command is
 given and however many processes there are. A video that cannot be read, or whose score is no number (fp16 may
 overflow), is a row with `failed`. Before the first score a canary: lip sync must react to silence, to late sound, and
-to the adapter.
+to the adapter, on one of three clips.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from train.scorers import CriticScorer, Scorer, Video, check_task, no_number
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FEW = 3  # videos of which none gets a number, before the critic is at fault and not they
+FEW = 3  # videos that fail alike, before the critic is at fault and not they
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,23 @@ def done(settings: ScoreSettings, scorer: Scorer) -> set[str]:
 
 
 def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether one of these clips was a canary, which has been told. Raises UserError when it did not react."""
-    for (_, video), clip in found:
-        told = None if isinstance(clip, UserError) else scorer.canary(clip)
+    """Whether one of these clips was a canary that reacted, which is told. Raises UserError when FEW did not, or all
+    there are: a clip of steady noise or of a still mouth may be the same late or silent."""
+    still: list[UserError] = []
+    for video, clip in ((video.video, clip) for (_, video), clip in found if not isinstance(clip, UserError)):
+        try:
+            told = scorer.canary(clip)
+        except UserError as error:
+            still.append(error)
+            print(f"canary {video}: {error.got}: {error.what}")
+            if len(still) == FEW:
+                break
+            continue
         if told:
-            print(f"canary {video.video}: " + ", ".join(f"z {value:+.3f} ({name})" for name, value in told.items()))
+            print(f"canary {video}: " + ", ".join(f"z {value:+.3f} ({name})" for name, value in told.items()))
             return True
+    if still:
+        raise still[0]
     return False
 
 

@@ -19,6 +19,11 @@ from fantasy_core.pair_rules import DIMENSIONS
 
 MOVES = 1e-5  # of z: what is fed to the model moves it by more
 LATE = RATE // 2  # samples of the canary's shifted sound
+DO = {  # where a change of the canary's leaves z as it is
+    "silence": "fetch the base's files anew, its audio tower is deaf; --engine transformers, if it was vllm",
+    "late": "train the critic on late sound too (train.degrade --kinds shift), it does not hear when things are said",
+    "adapter off": "give the adapter of a finished run as --critic: this one changes nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -133,15 +138,19 @@ class CriticScorer:
             raise error
         still = [name for name in z if name != "own" and abs(z[name] - z["own"]) < MOVES]
         if still:
-            raise UserError(
-                "the critic does not react: " + ", ".join(still),
-                got=", ".join(f"z {value:.6f} ({name})" for name, value in z.items()),
-                expected="another score for silence, for late sound and without the adapter",
-                do="the sound did not reach the model"
-                if "silence" in still
-                else "look at the adapter: it does nothing",
-            )
+            raise not_moved(still, z)
         return z
+
+
+def not_moved(still: Sequence[str], z: Mapping[str, float]) -> UserError:
+    """What to do about changes of the canary that left z as it was. Who hears nothing hears no delay either."""
+    causes = [name for name in still if name != "late" or "silence" not in still]
+    return UserError(
+        "the critic does not react: " + ", ".join(still),
+        got=", ".join(f"z {value:.6f} ({name})" for name, value in z.items()),
+        expected="another score for silence, for late sound and without the adapter",
+        do="; ".join(["give --dtype fp32, if rounding may hide it", *(DO[name] for name in causes)]),
+    )
 
 
 def by_tokens(windows: Sequence[tuple[int, Shown]], most: int) -> Iterator[list[tuple[int, Shown]]]:
