@@ -246,6 +246,19 @@ def test_a_face_model_that_is_none_stops_before_the_first_video(world, tmp_path,
     assert "bad.task cannot be opened" in capsys.readouterr().err and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "told"), [(["v0", "v3", "v0"], "more than once: v0"), ([], "no line")], ids=["twice", "empty"]
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_list_of_videos_has_each_once(world, tmp_path, capsys, names, told, dry):
+    """Of two lines of one name the scores would be of different files, which train.pairs refuses."""
+    listed = tmp_path / "videos.jsonl"
+    lines = ({"video": name, "path": str(world / f"v{number}.mp4")} for number, name in enumerate(names))
+    listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert stage.main([*arguments(world, tmp_path / "out", videos=listed), *dry]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_counts_and_writes_nothing(world, tmp_path, capsys):
     assert stage.main([*arguments(world, tmp_path), "--dry-run"]) == 0
     assert "6 videos, 0 with a score" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -31,8 +31,8 @@ from fantasy_core.pair_rules import DIMENSIONS
 from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
-from train.run import command, made_from, read_rows, setting, write_json
-from train.scorers import CriticScorer, Scorer, Video, check_task, no_number
+from train.run import command, made_from, setting, write_json
+from train.scorers import CriticScorer, Scorer, Video, check_task, no_number, read_videos
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -186,7 +186,7 @@ def rows_of(told: Iterable[tuple[str, Score | UserError]], scorer: Scorer) -> It
 
 
 def run(settings: ScoreSettings, dry_run: bool) -> None:
-    videos = list(read_rows(settings.videos, Video))
+    videos = read_videos(settings.videos)
     if dry_run:
         if settings.judge == "none":
             check_settings(settings)

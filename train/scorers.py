@@ -4,6 +4,7 @@ they are by two hashes, `critic` and `views`."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from fantasy_core.critic.asked import Views
 from fantasy_core.critic.critic import Answer, Critic, Score, combine
 from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import RATE, Shown
-from fantasy_core.errors import UserError
+from fantasy_core.errors import UserError, some
 from fantasy_core.pair_rules import DIMENSIONS
+from train.run import read_rows
 
 MOVES = 1e-5  # of z: what is fed to the model moves it by more
 LATE = RATE // 2  # samples of the canary's shifted sound
@@ -33,6 +35,20 @@ class Video:
     video: str
     path: str
     input: str = ""
+
+
+def read_videos(path: Path) -> list[Video]:
+    """The lines of videos.jsonl. Raises UserError for a video that is there twice, and for a file without any."""
+    videos = list(read_rows(path, Video))
+    twice = [name for name, count in Counter(video.video for video in videos).items() if count > 1]
+    if twice or not videos:
+        raise UserError(
+            f"{path} is no list of videos",
+            got=f"more than once: {some(twice)}" if twice else "no line",
+            expected="every video once",
+            do="correct the file" if twice else "give the videos.jsonl of a stage that made videos",
+        )
+    return videos
 
 
 def no_number(told: Mapping[str, float | None]) -> UserError | None:
