@@ -29,7 +29,8 @@ from fantasy_core.critic.thinker import load_thinker, load_tokenizer
 from fantasy_core.media import VideoWriter
 from train import score as stage
 from train.journal import read_parts
-from train.scorers import by_tokens
+from train.scorers import Video, by_tokens, read_videos
+from train.tables import write_rows_of
 from train.vllm_engine import VllmCritic
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +258,12 @@ def test_a_list_of_videos_has_each_once(world, tmp_path, capsys, names, told, dr
     listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert stage.main([*arguments(world, tmp_path / "out", videos=listed), *dry]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_videos_may_be_parquet(world, tmp_path):
+    write_rows_of(tmp_path / "videos.parquet", [Video("v0", "v0.mp4", "a"), Video("v3", "v3.mp4", "b")])
+    write_rows_of(tmp_path / "videos.jsonl", [Video("v0", "v0.mp4", "a"), Video("v3", "v3.mp4", "b")])
+    assert read_videos(tmp_path / "videos.parquet") == read_videos(tmp_path / "videos.jsonl")
 
 
 def test_a_dry_run_counts_and_writes_nothing(world, tmp_path, capsys):

@@ -41,7 +41,7 @@ FEW = 3  # videos that fail alike, before the critic is at fault and not they
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    videos: Path = setting(help="videos.jsonl: video, path (relative to it), input")
+    videos: Path = setting(help="videos.jsonl or .parquet: video, path (relative to it), input")
     out: Path = setting(help="folder of the part files")
     base: Path | None = setting(None, "folder of Qwen2.5-Omni")
     critic: Path | None = setting(None, "adapter folder of train.critic; without one the base is asked")

@@ -17,7 +17,7 @@ from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import RATE, Shown
 from fantasy_core.errors import UserError, some
 from fantasy_core.pair_rules import DIMENSIONS
-from train.run import read_rows
+from train.tables import rows_of
 
 MOVES = 1e-5  # of z: what is fed to the model moves it by more
 LATE = RATE // 2  # samples of the canary's shifted sound
@@ -38,8 +38,9 @@ class Video:
 
 
 def read_videos(path: Path) -> list[Video]:
-    """The lines of videos.jsonl. Raises UserError for a video that is there twice, and for a file without any."""
-    videos = list(read_rows(path, Video))
+    """The lines of videos.jsonl, or of a parquet file of the same columns. Raises UserError for a video that is there
+    twice, and for a file without any."""
+    videos = list(rows_of(path, Video))
     twice = [name for name, count in Counter(video.video for video in videos).items() if count > 1]
     if twice or not videos:
         raise UserError(
