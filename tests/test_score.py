@@ -224,16 +224,21 @@ def listed(**shares: float) -> dict[int, SimpleNamespace]:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "told", "at_once"),
     [
-        ({"views": "separate"}, "the view of the face needs faces"),
-        ({"base": "nowhere"}, "cannot read the model's configuration"),
-        ({"critic": "nowhere"}, "is not an adapter of Talking-Critic"),
-        ({"views": "best"}, "unknown views"),
-        ({"engine": "vllm"}, "vLLM cannot be loaded"),
+        ({"views": "separate"}, "the view of the face needs faces", False),
+        ({"base": "nowhere"}, "cannot read the model's configuration", True),
+        ({"critic": "nowhere"}, "cannot read the critic's adapter", True),
+        ({"device": "gpu"}, "the device cannot be used", True),
+        ({"views": "best"}, "unknown views", True),
+        ({"engine": "vllm"}, "vLLM cannot be loaded", False),
     ],
 )
-def test_what_cannot_score_is_told(world, tmp_path, capsys, more, told):
+def test_what_cannot_score_is_told(world, tmp_path, capsys, more, told, at_once):
+    """By the dry run too, if it can be known without loading a model."""
+    if at_once:
+        assert stage.main([*arguments(world, tmp_path, **more), "--dry-run"]) == 2
+        assert told in capsys.readouterr().err
     assert stage.main(arguments(world, tmp_path, **more)) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -268,4 +273,10 @@ def test_videos_may_be_parquet(world, tmp_path):
 
 def test_a_dry_run_counts_and_writes_nothing(world, tmp_path, capsys):
     assert stage.main([*arguments(world, tmp_path), "--dry-run"]) == 0
-    assert "6 videos, 0 with a score" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert "6 videos; 0 have a row" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_names_files_that_are_not_there(world, tmp_path, capsys):
+    write_rows_of(tmp_path / "videos.jsonl", [Video("v0", str(world / "v0.mp4")), Video("gone", "gone.mp4")])
+    assert stage.main([*arguments(world, tmp_path / "out", videos=tmp_path / "videos.jsonl"), "--dry-run"]) == 0
+    assert "not there: gone" in capsys.readouterr().out

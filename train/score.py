@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from fantasy_core.critic.asked import read_views
-from fantasy_core.critic.critic import Critic, Score
-from fantasy_core.errors import UserError
+from fantasy_core.critic.critic import ADAPTER, Critic, Score
+from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
 from fantasy_core.progress import Progress
@@ -102,6 +102,8 @@ def check_settings(settings: ScoreSettings) -> None:
             do="merge them (train.critic merge) and give the result as --base",
         )
     check_file(settings.base / "config.json", "model's configuration")
+    if settings.critic is not None:
+        check_file(settings.critic / ADAPTER, "critic's adapter")
     may_crop = settings.views is None or read_views(settings.views).crops_face  # None: an adapter's own may
     if may_crop and settings.face == "found":
         check_task(settings.task)
@@ -186,15 +188,12 @@ def rows_of(told: Iterable[tuple[str, Score | UserError]], scorer: Scorer) -> It
 
 
 def run(settings: ScoreSettings, dry_run: bool) -> None:
-    videos = read_videos(settings.videos)
+    videos, world = read_videos(settings.videos), join(settings.device)
     if dry_run:
         if settings.judge == "none":
             check_settings(settings)
-        scored = len({row["video"] for row in read_parts(settings.out)} & {video.video for video in videos})
-        absent = sum(not (settings.videos.parent / video.path).is_file() for video in videos)
-        print(f"dry run: {len(videos)} videos, {scored} with a score in {settings.out}, {absent} files are not there")
+        tell_plan(settings, videos)
         return
-    world = join(settings.device)
     scorer = scorer_of(settings, world.device)
     finished = done(settings, scorer)
     own = [video for video in videos[world.rank :: world.size] if video.video not in finished]
@@ -211,6 +210,19 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
         told = {"critic": scorer.critic, "views": scorer.views, "given": named}
         write_json(settings.out / "scorer.json", told | {"made_from": made_from({"videos": settings.videos})})
     print(f"{len(jobs)} scored, {failed} of them failed; rows are in {settings.out}")
+    print(f"critic {scorer.critic}, views {scorer.views}")
+
+
+def tell_plan(settings: ScoreSettings, videos: Sequence[Video]) -> None:
+    """Print what there is to score. Whose the rows are that are there is known when a critic is loaded."""
+    scored = {row["video"] for row in read_parts(settings.out)} & {video.video for video in videos}
+    absent = [video.video for video in videos if not (settings.videos.parent / video.path).is_file()]
+    judges = {(row.get("critic"), row.get("views")) for row in read_parts(settings.out)}
+    print(
+        f"dry run: {len(videos)} videos; {len(scored)} have a row in {settings.out}, by {len(judges)} critics and views"
+    )
+    if absent:
+        print(f"files that are not there: {some(absent)}")
 
 
 def main(argv: list[str] | None = None) -> int:
