@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -177,8 +177,8 @@ def labelled(videos: Videos, votes: Votes, share: float, seed: int) -> tuple[lis
 
 
 def splits(rows: Iterable[Listed], share: float, seed: int) -> dict[str, str]:
-    """train or test, by input. Sources that the list has split already (train.clips does, by footage file, of which many
-    clips may come) stay as they are, an input with a test video is for tests, and the others fall by their names."""
+    """train or test, by input. Sources that the list has split already (train.clips does, by footage file, of which
+    many clips may come) stay as they are, an input with a test video is for tests, others fall by their names."""
     rows = list(rows)
     tests = {row.input for row in rows if row.split == "test"}
     divided = {row.source for row in rows if row.split == "test"}

@@ -107,7 +107,7 @@ def video_size(path: str | Path) -> tuple[int, int, int]:
 
 
 def video_header(path: str | Path) -> tuple[float, bool]:
-    """(seconds, whether there is a sound track) as a video's header states them, or its packets; no frame is decoded."""
+    """(seconds, whether there is a sound track) by a video's header, or its packets; no frame is decoded."""
     with _container(path, "video") as container:
         stream = _picture_stream(container)
         if stream is None:
@@ -117,8 +117,8 @@ def video_header(path: str | Path) -> tuple[float, bool]:
 
 
 def _shown_seconds(container, stream) -> float:
-    """From the first frame's time to the last one's end. What a file without lengths of its tracks states as its own (mkv, webm)
-    is that of the longest track, and counts from before a picture that comes late."""
+    """From the first frame's time to the last one's end. What a file without lengths of its tracks states as its own
+    (mkv, webm) is that of the longest track, and counts from before a picture that comes late."""
     times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
     if len(times) < 2:
         return 0.0
