@@ -36,7 +36,7 @@ from train.import_videos import Found, Known, find_videos, folder_of, measured_r
 from train.real_clips import as_inputs, one_source_each, read_clips
 from train.run import as_json, command, made_from, setting, write_json, write_rows
 from train.source_checks import lacks
-from train.source_workflows import Source, fill, load_source, shipped_sources
+from train.source_workflows import Source, fill, load_source, places, shipped_sources
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def maker(settings: CandidateSettings) -> Callable[[ComfyServer, Job, int, Calla
         files = {n: server.upload(getattr(job.given, n), job.given.hashes[n]) for n in ("portrait", "audio")}
         prefix = f"{FOLDER}/{job.video}" + (f"_try{tried + 1}" if tried else "")  # a lost file is not in the way
         graph = fill(job.how.graph, {**job.values, **files, "prefix": prefix})
-        run = server.queue(graph)
+        run = server.queue(graph, {(key, field) for key, _, field in places(job.how.graph)})
         saved = server.wait(graph, run, job.how.saver, most=settings.timeout, stop=stop)
         path = settings.out / "candidates" / f"{job.video}{Path(saved['filename']).suffix.lower()}"
         path.parent.mkdir(parents=True, exist_ok=True)
