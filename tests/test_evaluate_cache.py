@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from plain_metrics import MACHINE, PLAIN, write_grey, write_methods
 
+from fantasy_core.manifest import sha256
+from fantasy_core.media import VideoWriter
 from train.evaluate import main
 from train.evaluate_cache import Cache, Found, Seen, state_of, told
 from train.evaluate_measure import see, see_all
@@ -61,6 +66,49 @@ def test_an_unfit_video_is_not_measured_again(tmp_path, methods):
     rows = (tmp_path / "out" / "cache" / "part-00000.jsonl").read_bytes()
     assert first["cells"]["a"]["brightness"]["n"] == 1 and evaluate(tmp_path, methods) == first
     assert (tmp_path / "out" / "cache" / "part-00000.jsonl").read_bytes() == rows
+
+
+# ---- what is read beside a video ----
+
+
+def texture(seed: int, height: int, width: int) -> np.ndarray:
+    """Noise [height, width, 3] of blocks of four pixels."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (height // 4, width // 4, 3), np.uint8)
+    return blocks.repeat(4, 0).repeat(4, 1)
+
+
+def write_half(path: Path, left: bool) -> None:
+    """A mask of 64 x 64 px, white on one half."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, slice(0, 32) if left else slice(32, 64)] = 255
+    Image.fromarray(mask).save(path)
+
+
+def test_a_mask_that_was_mended_is_used(tmp_path):
+    """Two clips of equal content, whose left half goes 2 px a frame of 64 and whose right half rests: 16 px of 512 in
+    an eighth of a second at the most. What has no mask has no number; with one put there as the error says, and with
+    another one, it has its own: SD and BD change places."""
+    noise = texture(0, 64, 64)
+    frames = np.stack([np.concatenate([np.roll(noise[:, :32], 2 * k, 0), noise[:, 32:]], 1) for k in range(6)])
+    for name in ("00.mp4", "01.mp4"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        with VideoWriter(tmp_path / "a" / name, 8, crf=8) as writer:
+            writer.write(torch.from_numpy(frames).movedim(-1, 1) / 255)
+    flags = ("--options", "dynamics.mask=given")
+
+    def measured() -> list[dict]:
+        told = evaluate(tmp_path, [f"a={tmp_path / 'a'}"], *flags, metrics=("dynamics",))
+        return [told["videos"]["a"][stem] for stem in ("00", "01")]
+
+    write_half(tmp_path / "a" / "00.mask.png", left=True)
+    with_mask, without = measured()
+    assert with_mask["values"]["sd"] > 8 > 2 > with_mask["values"]["bd"] and "sd" not in without["values"]
+    write_half(tmp_path / "a" / "01.mask.png", left=False)
+    first, second = measured()
+    assert first == with_mask and second["values"]["bd"] == pytest.approx(first["values"]["sd"], rel=0.2)
+    assert second["beside"]["dynamics"]["mask_sha256"] == sha256(tmp_path / "a" / "01.mask.png")
+    write_half(tmp_path / "a" / "00.mask.png", left=False)
+    assert measured()[0]["values"] == second["values"]
 
 
 # ---- files ----

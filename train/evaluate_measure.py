@@ -17,7 +17,7 @@ import numpy as np
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
 from fantasy_core.media import check_file
-from fantasy_core.metrics.contract import Measured, Metric, Unfit, Video
+from fantasy_core.metrics.contract import Measured, Metric, ReadsBeside, Unfit, Video
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache, Failure, Found, Seen, settings_hash, state_of, told
 from train.evaluate_registry import Spec
@@ -29,11 +29,11 @@ LIBRARIES = ("numpy", "torch", "av", "librosa", "pillow", "mediapipe", "onnxrunt
 
 @dataclass(frozen=True)
 class Job:
-    """A video, and the metrics that are still to be measured on it."""
+    """A video, and the metrics that are still to be measured on it, each with the hash of all else its number is of."""
 
     path: Path
     sha256: str
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, str]
 
     def __str__(self) -> str:
         return str(self.path)
@@ -47,8 +47,16 @@ class Bench:
     metrics: Mapping[str, Metric]
     protocol: Protocol
 
-    def settings_of(self, name: str) -> str:
-        return settings_hash({**self.metrics[name].settings, "metric": name, **self.protocol.about})
+    def settings_of(self, name: str, path: Path | None = None) -> str:
+        """The hash of all that a metric's numbers depend on, beside the content of the video; for the video at `path`
+        with what the metric reads beside it."""
+        about = {**self.metrics[name].settings, "metric": name, **self.protocol.about}
+        return settings_hash(about | (self.beside(name, path) if path else {}))
+
+    def beside(self, name: str, path: Path) -> dict[str, Any]:
+        """What a metric reads beside a video: the hash of a mask that is given."""
+        metric = self.metrics[name]
+        return dict(metric.beside(path)) if isinstance(metric, ReadsBeside) else {}
 
     @property
     def kept(self) -> list[str]:
@@ -98,32 +106,33 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
     for path, file in seen.items():
         if file.facts is None:
             continue
-        have = {name: cache.get(file.sha256, name, bench.settings_of(name)) for name in bench.kept}
+        keys = {name: bench.settings_of(name, path) for name in bench.kept}
+        have = {name: cache.get(file.sha256, name, key) for name, key in keys.items()}
         found |= {(path, name): one for name, one in have.items() if one is not None}
-        if missing := tuple(name for name, one in have.items() if one is None):
+        if missing := {name: keys[name] for name, one in have.items() if one is None}:
             jobs.append(Job(path, file.sha256, missing))
     given = ([spec for spec in bench.specs if spec.name in bench.kept], bench.protocol)
     with Progress("videos", len(jobs), shown=bool(jobs)) as progress:
         for job, rows in each(measure, _once(jobs), workers, prepare=prepare, given=given, in_order=False):
             died = _failed(rows) if isinstance(rows, UserError) else None
-            for name in job.metrics:
+            for name, key in job.metrics.items():
                 found[job.path, name] = one = died or rows[name]
-                cache.put(job.sha256, name, bench.settings_of(name), one)
+                cache.put(job.sha256, name, key, one)
             progress.step(job.path.name)
     _copies(found, jobs)
     return found | _by_name(seen, bench)
 
 
 def _once(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of different content: a file that comes twice is measured once."""
-    return list({job.sha256: job for job in reversed(jobs)}.values())
+    """Jobs that differ: a file that comes twice, with the same beside it, is measured once."""
+    return list({(job.sha256, *job.metrics.items()): job for job in reversed(jobs)}.values())
 
 
 def _copies(found: Results, jobs: Sequence[Job]) -> None:
-    first = {job.sha256: job.path for job in _once(jobs)}
+    first = {(job.sha256, *one): job.path for job in _once(jobs) for one in job.metrics.items()}
     for job in jobs:
-        for name in job.metrics:
-            found.setdefault((job.path, name), found[first[job.sha256], name])
+        for name, key in job.metrics.items():
+            found.setdefault((job.path, name), found[first[job.sha256, name, key], name])
 
 
 def _by_name(seen: Mapping[Path, Seen], bench: Bench) -> Results:

@@ -68,6 +68,15 @@ class Metric(Protocol):
 
 
 @runtime_checkable
+class ReadsBeside(Protocol):
+    """A metric of single videos that reads more than the video: files beside it, which may be other ones tomorrow."""
+
+    def beside(self, path: Path) -> Mapping[str, object]:
+        """What those are for the video at this path, by their hashes: with others its number is another one."""
+        ...
+
+
+@runtime_checkable
 class SetMetric(Metric, Protocol):
     """A metric of a set of videos against a reference set. One with a method `resampled(videos, reference)` that gives
     a `Resampled` gets its intervals many times faster."""
