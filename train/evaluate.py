@@ -75,6 +75,9 @@ def run(settings: EvaluateSettings, dry_run: bool) -> None:
     if not settings.method and settings.ratings is None:
         do = "give --method NAME=FOLDER for videos, --ratings FILE for a user study, or both"
         raise UserError("there is nothing to evaluate", got="no --method, no --ratings", expected="one of them", do=do)
+    if settings.method and not settings.metrics:
+        do = "give --metrics lips dynamics, which need no weights of the paper's, or others of README's table"
+        raise UserError("no metric was asked for", got="no --metrics", expected="one or more", do=do)
     study = study_of(read_study(settings.ratings, settings.videos), settings.ours) if settings.ratings else None
     gate = gate_picture(settings.gate) if settings.gate else None
     result = evaluate(settings, dry_run) if settings.method else None
