@@ -94,14 +94,19 @@ class Critic:
     @torch.no_grad()
     def ask(self, shown: Sequence[Shown], dimensions: Sequence[str]) -> list[Answer]:
         """Each of the clips about all of the dimensions: one reading of the media. All are shown in one view."""
-        most = self.most_pixels(dimensions)
         if len(dimensions) == 1:
-            logits = [answer_logits(self.model, self.front.batch(shown, list(dimensions) * len(shown)), most)]
+            logits = [self.logits(shown, list(dimensions) * len(shown))]
         else:
             tails = [self.front.question(dimension) for dimension in dimensions]
-            logits = answers_to_all(self.model, self.front.media(shown), tails, most)
+            most = self.most_pixels(dimensions)
+            logits = answers_to_all(self.model, self.front.media(shown), tails, self.front.words, most)
         z, mass = (torch.stack(rows, 1).tolist() for rows in zip(*map(self.read, logits), strict=True))  # [B, dims]
         return [self._answer(one, dimensions, *row) for one, *row in zip(shown, z, mass, strict=True)]
+
+    def logits(self, shown: Sequence[Shown], asked: Sequence[str]) -> Tensor:
+        """[B, V] of each clip about one dimension of its own."""
+        batch = self.front.batch(shown, asked)
+        return answer_logits(self.model, batch, self.front.words, self.most_pixels(asked))
 
     def most_pixels(self, dimensions: Sequence[str]) -> int:
         """Of a frame, in the views of these dimensions."""
