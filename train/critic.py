@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fantasy_core.critic.about import ABOUT
 from fantasy_core.critic.asked import read_questions, read_views
-from fantasy_core.critic.critic import ABOUT, Critic
+from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.shown import Shown
 from fantasy_core.critic.thinker import add_adapter, base_of, fingerprint, load_thinker, load_tokenizer
 from fantasy_core.errors import UserError

@@ -3,7 +3,8 @@
     python -m train.critic merge --base models/Qwen2.5-Omni-7B --critic runs/critic/adapter --out models/critic
     python -m train.critic merge --critic runs/critic/adapter --names thinker --out adapters/critic
 
-With --base: a folder that loads as the base does (train.score --base, vLLM). Without: the adapter under the names of
+With --base: a folder that loads as the base does (train.score --base, vLLM), with a critic.json that tells it from the
+base and binds it to its questions and views. Without: the adapter under the names of
 `transformers4` (4.5x: model.layers) or of a whole Omni (`thinker`: thinker.model.layers, vLLM's); unverified there.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fantasy_core.critic.critic import ADAPTER
+from fantasy_core.critic.about import ABOUT, ADAPTER, about_merged, read_about
 from fantasy_core.critic.thinker import load_adapter, load_thinker
 from fantasy_core.media import check_file
 from fantasy_core.weights import open_tensors, save_tensors
@@ -24,6 +25,7 @@ from train.run import command, setting, write_json
 
 PEFT, OWN = "base_model.model.", "model.language_model."
 NAMES = {"transformers4": "model.", "thinker": "thinker.model."}
+MODEL = "model.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -42,14 +44,18 @@ def renamed(name: str, names: str) -> str:
 
 
 def merge(settings: MergeSettings, base: Path) -> None:
-    """base + adapter, under a Thinker's own names, beside the base's configuration and tokenizer."""
+    """base + adapter, under a Thinker's own names, beside the base's configuration and tokenizer. critic.json tells
+    what is in it, and is there before the weights are: without it they would pass for the base's."""
+    about = about_merged(read_about(settings.critic), settings.critic, settings.dtype)
     model = load_adapter(load_thinker(base, dtype=DTYPES[settings.dtype]), settings.critic).merge_and_unload()
     settings.out.mkdir(parents=True, exist_ok=True)
     for file in base.iterdir():
         if file.is_file() and file.suffix in (".json", ".txt", ".jinja") and not file.name.endswith(".index.json"):
             shutil.copyfile(file, settings.out / file.name)
+    (settings.out / MODEL).unlink(missing_ok=True)
+    write_json(settings.out / ABOUT, about)
     tensors = {f"thinker.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_tensors(settings.out / "model.safetensors", tensors, {"format": "pt"})
+    save_tensors(settings.out / MODEL, tensors, {"format": "pt"})
 
 
 def rename(settings: MergeSettings) -> None:

@@ -68,7 +68,7 @@ def scorer_of(settings: ScoreSettings, device: torch.device) -> Scorer:
     if settings.engine == "vllm":
         from train.vllm_engine import VllmCritic
 
-        critic = VllmCritic.load(settings.base, settings.views or "separate")
+        critic = VllmCritic.load(settings.base, settings.views)
     else:
         told = {"views": settings.views, "dtype": DTYPES[settings.dtype], "device": device}
         critic = Critic.load(settings.base, settings.critic, **told)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import UserError, some
 from ..media import check_file
 from ..weights import open_tensors
+from .about import merged_into
 from .front_end import PAIR, Batch
 
 PREFIX = "thinker."
@@ -55,6 +56,7 @@ def load_thinker(folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: s
             expected="every weight of its config.json, and no other of the Thinker",
             do="fetch the folder again",
         )
+    model.merged = merged_into(folder)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -121,12 +123,13 @@ def load_tokenizer(folder: Path):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Which base this is: its configuration's sizes and its last norm's weights, which no adapter changes."""
+    """Which base this is: its configuration's sizes, its last norm's weights, which no adapter changes, and what was
+    merged into the others."""
     base = base_of(model)
     text = base.config.get_text_config()
     sizes = [text.hidden_size, text.num_hidden_layers, text.vocab_size, base.config.vision_config.depth]
     norm = base.model.language_model.norm.weight.detach().float().cpu().numpy().tobytes()
-    return hashlib.sha256(json.dumps(sizes).encode() + norm).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(sizes).encode() + norm + getattr(base, "merged", "").encode()).hexdigest()[:16]
 
 
 # ---- the adapter ----
