@@ -23,7 +23,7 @@ from fantasy_core.critic.folders import adapter_folders, omni_folders
 from fantasy_core.critic.thinker import load_thinker
 from fantasy_core.errors import UserError
 from fantasy_core.media import VideoWriter
-from fantasy_core.weights import open_tensors
+from fantasy_core.weights import open_tensors, save_tensors
 from train import critic as stage
 from train.critic_data import CriticData
 from train.critic_merge import renamed
@@ -31,6 +31,7 @@ from train.splits import held_out
 
 ROOT = Path(__file__).parents[1]
 VIDEOS = 16
+SHARD = "model-00001-of-00002.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,28 @@ def test_a_merged_critic_is_bound_to_what_it_was_taught(world, trained, tmp_path
     (merged / "critic.json").write_text("{")
     with pytest.raises(UserError, match="critic.json cannot be read"):
         Critic.load(merged, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ({"out": "base"}, "would be written over its base"),
+        ({"out": "adapter"}, "would be written over its critic"),
+        ({"base": "other"}, "was trained with other base"),
+    ],
+)
+def test_what_cannot_be_merged_is_told(world, trained, tmp_path, capsys, told, error):
+    """Nothing is written: a base of the same sizes with another last norm is not the one the adapter was trained on."""
+    places = {"base": world / "base", "adapter": trained / "adapter", "out": tmp_path / "out", "other": tmp_path / "o"}
+    tensors = open_tensors(save_omni(places["other"]) / SHARD)
+    held = {name: entry.read() * (1 + name.endswith("model.norm.weight")) for name, entry in tensors.entries.items()}
+    save_tensors(places["other"] / SHARD, held)
+    given = {"base": places[told.get("base", "base")], "critic": places["adapter"]}
+    given["out"] = places[told.get("out", "out")]
+    before = {path: path.read_bytes() for folder in given.values() for path in folder.glob("*")}
+    assert stage.main(["merge", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]) == 2
+    assert error in capsys.readouterr().err
+    assert {path: path.read_bytes() for folder in given.values() for path in folder.glob("*")} == before
 
 
 def test_an_adapter_under_other_names(world, trained, tmp_path):

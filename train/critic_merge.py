@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from fantasy_core.critic.about import ABOUT, ADAPTER, about_merged, read_about
-from fantasy_core.critic.thinker import load_adapter, load_thinker
+from fantasy_core.critic.about import ABOUT, ADAPTER, about_merged, check_trained, read_about
+from fantasy_core.critic.thinker import fingerprint, load_adapter, load_thinker
+from fantasy_core.errors import UserError
 from fantasy_core.media import check_file
 from fantasy_core.weights import open_tensors, save_tensors
 from train.run import command, setting, write_json
@@ -46,14 +47,16 @@ def renamed(name: str, names: str) -> str:
 def merge(settings: MergeSettings, base: Path) -> None:
     """base + adapter, under a Thinker's own names, beside the base's configuration and tokenizer. critic.json tells
     what is in it, and is there before the weights are: without it they would pass for the base's."""
-    about = about_merged(read_about(settings.critic), settings.critic, settings.dtype)
-    model = load_adapter(load_thinker(base, dtype=DTYPES[settings.dtype]), settings.critic).merge_and_unload()
+    about = read_about(settings.critic)
+    found = load_thinker(base, dtype=DTYPES[settings.dtype])
+    check_trained(settings.critic, about, base=fingerprint(found))
+    model = load_adapter(found, settings.critic).merge_and_unload()
     settings.out.mkdir(parents=True, exist_ok=True)
     for file in base.iterdir():
         if file.is_file() and file.suffix in (".json", ".txt", ".jinja") and not file.name.endswith(".index.json"):
             shutil.copyfile(file, settings.out / file.name)
     (settings.out / MODEL).unlink(missing_ok=True)
-    write_json(settings.out / ABOUT, about)
+    write_json(settings.out / ABOUT, about_merged(about, settings.critic, settings.dtype))
     tensors = {f"thinker.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(settings.out / MODEL, tensors, {"format": "pt"})
 
@@ -68,9 +71,26 @@ def rename(settings: MergeSettings) -> None:
     write_json(settings.out / "adapter_config.json", about)
 
 
-def run(settings: MergeSettings, dry_run: bool) -> None:
+def check(settings: MergeSettings) -> None:
+    """Raise UserError for what can be known before the base is loaded."""
     for name in (ADAPTER, "adapter_config.json"):
         check_file(settings.critic / name, "adapter")
+    sources = {"base": settings.base, "critic": settings.critic}
+    for name, folder in sources.items():
+        if folder is not None and folder.resolve() == settings.out.resolve():
+            raise UserError(
+                f"the result would be written over its {name}",
+                got=f"--out {settings.out}",
+                expected=f"another folder than --{name}",
+                do="give a new folder as --out",
+            )
+    if settings.base is not None:
+        read_about(settings.critic)
+        check_file(settings.base / "config.json", "model's configuration")
+
+
+def run(settings: MergeSettings, dry_run: bool) -> None:
+    check(settings)
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
     elif settings.base is None:
