@@ -139,7 +139,7 @@ def mismatch(found: Measurement, method: Method) -> str | None:
     if set(own) == set(other):
         return None
     shown = [", ".join(f"{n} x {kind}" for kind, n in counts.most_common(3)) for counts in (own, other)]
-    return f"not comparable: {shown[0]}, the reference {shown[1]}; give --fps and --size"
+    return f"not comparable: {shown[0]}, the reference {shown[1]}; bring them together by --fps and --size WxH"
 
 
 def tests_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
