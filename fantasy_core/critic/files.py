@@ -25,9 +25,11 @@ FindFace = Callable[[Path, float], Box | None]
 def show_file(path: Path, views: Views, find_face: FindFace | None = None) -> dict[str, list[Shown]]:
     """The windows of a video by view, with its sound; a file without sound, or with silence, is shown as silent.
 
-    find_face: where the face is, for views of it; without it these show the whole frame. Raises UserError for a file
-    that cannot be decoded.
+    find_face: where the face is, for views of it. Raises UserError for a file that cannot be decoded, ValueError for
+    views of the face without find_face (`views.whole()` do without).
     """
+    if views.crops_face and find_face is None:
+        raise ValueError("views of the face, and nothing that finds it: they would show the whole frame")
     seconds = media.video_seconds(path)
     face = find_face(path, seconds) if find_face is not None and views.crops_face else None
     return show(frames_of(path), seconds, voice_of(path), views, face)
