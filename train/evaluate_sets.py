@@ -42,7 +42,8 @@ def set_cells(
     """{method: {column: cell}} of a metric of sets, and the differences of every two methods in it."""
     if found.reference is None:
         return _all(found, metric, LACKING), []
-    reference = list(features_of(found, found.reference, name).values())
+    real = features_of(found, found.reference, name)
+    reference = list(real.values())
     if not reference:
         return _all(found, metric, "no video of the reference could be measured"), []
     fit = {method.name: mismatch(found, method) for method in found.methods}
@@ -50,7 +51,7 @@ def set_cells(
     shared = sorted(set.intersection(*(set(of) for of in own.values()))) if own else []
     if own and not shared:
         return _all(found, metric, "no input that all methods have could be measured"), []
-    key = _key(found, name, own, shared, resamples)
+    key = _key(found, name, own, shared, list(real), resamples)
     told = cache.kept(key)
     if told is None and own:
         told = _resampled(
@@ -94,13 +95,16 @@ def _all(found: Measurement, metric: SetMetric, reason: str) -> dict[str, dict[s
     return {method.name: _row(metric, reason, len(method.videos)) for method in found.methods}
 
 
-def _key(found: Measurement, name: str, own: Mapping[str, Features], shared: list[str], resamples: int) -> str:
-    """Of all that the numbers depend on: the settings, and the content of every video that is in them."""
+def _key(
+    found: Measurement, name: str, own: Mapping[str, Features], shared: list[str], real: list[str], resamples: int
+) -> str:
+    """Of all that the numbers depend on: the settings, and the content of every video that is in them, whose features
+    are there: a reference video that failed and goes well the next time makes other numbers."""
     assert found.reference is not None
     by_name = {method.name: method for method in found.methods}
     videos = {of: [found.seen[by_name[of].videos[stem]].sha256 for stem in shared] for of in own}
-    real = [found.seen[path].sha256 for path in found.reference.videos.values()]
-    text = json.dumps([found.bench.settings_of(name), videos, real, resamples], sort_keys=True)
+    against = [found.seen[found.reference.videos[stem]].sha256 for stem in real]
+    text = json.dumps([found.bench.settings_of(name), videos, against, resamples], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
