@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from plain_metrics import COLOURS, Colours, write_methods
+from plain_metrics import COLOURS, Colours, write_grey, write_methods
 
 from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import Measured, Video
@@ -14,6 +14,9 @@ from train.evaluate import main
 
 REAL = (0.5, 0.6, 0.7)
 DYING = "test_evaluate_sets:Dying"
+SINGLE = "test_evaluate_sets:Single"
+PICKY = "test_evaluate_sets:Picky"
+A, B = (0.2, 0.3, 0.4), (0.45, 0.55, 0.65)  # of no content that the reference has: equal files are measured once
 
 
 class Dying(Colours):
@@ -25,6 +28,27 @@ class Dying(Colours):
         if video.path.parent.name == "real" and video.path.stem == "00" and (video.path.parents[1] / "dying").exists():
             raise UserError("no memory", got="2 GB", expected="4 GB", do="close other programs")
         return super().measure(video)
+
+
+class Picky(Colours):
+    """Refuses every video of method b."""
+
+    name = "picky"
+
+    def measure(self, video: Video) -> Measured:
+        if video.path.parent.name == "b":
+            raise UserError("too short", got="6 frames", expected="16", do="bring longer ones")
+        return super().measure(video)
+
+
+class Single(Colours):
+    """One sample of every video of method b."""
+
+    name = "single"
+
+    def measure(self, video: Video) -> Measured:
+        features = super().measure(video).features
+        return Measured(features=features[:1] if video.path.parent.name == "b" else features)
 
 
 def evaluate(tmp_path: Path, methods: list[str], *more: object, metrics: str = COLOURS, out: str = "out") -> dict:
@@ -42,7 +66,7 @@ def real(tmp_path) -> Path:
 def test_a_reference_video_that_comes_later_makes_another_distance(tmp_path, real):
     """Three videos of six frames are 18 samples, two are 12; the cache that knows the distance to 12 gives that to 18
     as a fresh one does. The failure's row is taken out of the cache, as of a process that was killed."""
-    methods = write_methods(tmp_path, {"a": (0.2, 0.3, 0.4)})
+    methods = write_methods(tmp_path, {"a": A})
     (tmp_path / "dying").touch()
     first = evaluate(tmp_path, methods, metrics=DYING)["cells"]["a"]
     assert first["colours_reference"]["mean"] == 12
@@ -52,3 +76,46 @@ def test_a_reference_video_that_comes_later_makes_another_distance(tmp_path, rea
     again = evaluate(tmp_path, methods, metrics=DYING)["cells"]["a"]
     fresh = evaluate(tmp_path, methods, metrics=DYING, out="fresh")["cells"]["a"]
     assert again == fresh and again["colours_reference"]["mean"] == 18 and again["colours"] != first["colours"]
+
+
+def counts(told: dict, column: str = "colours") -> dict[str, tuple[int, int]]:
+    return {method: (row[column]["n"], row[column]["of"]) for method, row in told["cells"].items()}
+
+
+def test_a_method_that_fails_costs_its_own_cells_alone(tmp_path, real):
+    """The distance of a is that of an evaluation without b, and b says of three videos why it has none."""
+    alone = evaluate(tmp_path, write_methods(tmp_path, {"a": A}), metrics=PICKY, out="alone")
+    told = evaluate(tmp_path, write_methods(tmp_path, {"a": A, "b": B}), metrics=PICKY)
+    assert told["cells"]["a"] == alone["cells"]["a"] and told["cells"]["a"]["colours"]["mean"] is not None
+    assert told["cells"]["b"]["colours"]["reason"] == "too short: 6 frames"
+    assert counts(told) == {"a": (3, 3), "b": (0, 3)} and told["best"] == {}
+
+
+def test_too_few_samples_of_a_method_cost_its_own_cells_alone(tmp_path, real):
+    """Of the one input that both have b gives a single sample, which has no covariance; a has its distance."""
+    told = evaluate(tmp_path, write_methods(tmp_path, {"a": A[:1], "b": B[:1]}), metrics=SINGLE)
+    assert "too few samples" in told["cells"]["b"]["colours"]["reason"]
+    assert counts(told) == {"a": (1, 1), "b": (0, 1)} and told["cells"]["a"]["colours"]["mean"] > 0
+
+
+def test_the_cut_to_shared_inputs_is_shown(tmp_path, real):
+    """Of a's three videos one is compared: it says 1 of 3, and the warning why."""
+    told = evaluate(tmp_path, write_methods(tmp_path, {"a": A, "few": B[:1]}))
+    assert counts(told) == {"a": (1, 3), "few": (1, 1)} and told["best"]["colours"] == ["few"]
+    assert "colours: of the 1 inputs that all methods have; measured were: a 3, few 1" in told["warnings"]
+
+
+def test_methods_that_share_no_input_have_a_distance_each(tmp_path, real):
+    """Those of evaluations of their own, untested; three videos and two are none better than the other."""
+    a, b = write_methods(tmp_path, {"a": A, "b": B[:2]})
+    for number in (0, 1):
+        (tmp_path / "b" / f"{number:02d}.mp4").rename(tmp_path / "b" / f"x{number}.mp4")
+    told = evaluate(tmp_path, [a, b])
+    for method in (a, b):
+        name = method[0]
+        assert told["cells"][name] == evaluate(tmp_path, [method], out=f"alone_{name}")["cells"][name]
+    assert counts(told) == {"a": (3, 3), "b": (2, 2)} and told["tests"] == [] and told["best"] == {}
+    (warning,) = (warning for warning in told["warnings"] if "shared by all" in warning)
+    assert "(a 3, b 2)" in warning and "none is called best" in warning
+    write_grey(tmp_path / "b" / "x2.mp4", B[2])
+    assert evaluate(tmp_path, [a, b])["best"]["colours"] == ["b"]

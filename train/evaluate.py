@@ -144,10 +144,12 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
     """evaluation.json: all that the tables and the page show, and what it depends on."""
     columns, mixed = table_columns(found), mixed_inputs(found)
     cells, tests = cells_of(found, columns), [] if mixed else tests_of(found, columns)
+    of_sets = []
     for name, metric in found.bench.metrics.items():
         if isinstance(metric, SetMetric):
-            of_set, told = set_cells(found, cache, name, metric, settings.resamples)
-            tests += [] if mixed else told
+            told = set_cells(found, cache, name, metric, settings.resamples)
+            of_set, of_sets = told.cells, [*of_sets, *told.warnings]
+            tests += [] if mixed else told.tests
         elif isinstance(metric, PooledMetric):
             of_set = pooled_cells(found, name, metric)
         else:
@@ -174,7 +176,7 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
         "tests": tests,
         "videos": {method.name: videos_of(found, method) for method in found.methods},
         "errors": errors,
-        "warnings": [*warnings_of(found, cells, columns, errors), *notes],
+        "warnings": [*warnings_of(found, cells, columns, errors), *of_sets, *notes],
         "versions": versions_of(found),
     }
 

@@ -90,7 +90,7 @@ def cells_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> di
             row[column] = (
                 {**asdict(bootstrap(list(values.values()))), "of": len(method.videos), "reason": None}
                 if values
-                else empty(_why(found, method, about["metric"], column), len(method.videos))
+                else empty(usual_reason(found, method, about["metric"], column), len(method.videos))
             )
     return cells
 
@@ -100,7 +100,7 @@ def empty(reason: str, of: int) -> dict[str, Any]:
     return {"mean": None, "low": None, "high": None, "n": 0, "of": of, "reason": reason}
 
 
-def _why(found: Measurement, method: Method, metric: str, column: str) -> str:
+def usual_reason(found: Measurement, method: Method, metric: str, column: str) -> str:
     """The most frequent reason for which no video of a method has a number."""
     reasons = Counter(reason for _, reason in reasons_of(found, method, metric, column))
     return reasons.most_common(1)[0][0] if reasons else "nothing was measured"
@@ -183,14 +183,16 @@ def ceilings(found: Measurement) -> set[str]:
 def best_of(
     cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """The methods with the best mean by column, where there are two numbers or more; equal ones together."""
+    """The methods with the best mean by column, where there are two numbers or more; equal ones together. Distances of
+    sets of other numbers of videos are no rivals: such a number falls with the number of samples."""
     cells = {name: row for name, row in cells.items() if name not in without}
     best = {}
     for column, about in columns.items():
         means = {
             name: row[column]["mean"] for name, row in cells.items() if row.get(column, {}).get("mean") is not None
         }
-        if about["better"] and len(means) > 1:
+        counts = {cells[name][column]["n"] for name in means}
+        if about["better"] and len(means) > 1 and not (about["of_sets"] and len(counts) > 1):
             top = max(about["better"] * mean for mean in means.values())
             best[column] = [name for name, mean in means.items() if about["better"] * mean == top]
     return best
