@@ -32,6 +32,7 @@ from train.evaluate_compare import (
     cells_of,
     errors_of,
     mixed_inputs,
+    mixed_methods,
     settings_of,
     table_columns,
     tests_of,
@@ -142,7 +143,7 @@ def measured(
 
 def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> dict[str, Any]:
     """evaluation.json: all that the tables and the page show, and what it depends on."""
-    columns, mixed = table_columns(found), mixed_inputs(found)
+    columns, mixed = table_columns(found), bool(mixed_inputs(found) or mixed_methods(found))
     cells, tests = cells_of(found, columns), [] if mixed else tests_of(found, columns)
     of_sets = []
     for name, metric in found.bench.metrics.items():

@@ -1,7 +1,8 @@
 """From measurements to what tables show: means with intervals, distances of sets, tests between methods, warnings.
 
-Numbers of videos that differ in frame rate or size are not compared unawares: where the methods differ on an input, no
-method is called best and nothing is tested; where a method differs from the reference, a distance of sets is not given.
+Numbers of videos that differ in frame rate or size are not compared unawares: where the methods differ on an input, or
+as a whole where they share none, no method is called best and nothing is tested; where a method differs from the
+reference, a distance of sets is not given.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from train.evaluate_registry import Absent
 from train.evaluate_statistics import bootstrap, holm, paired
 from train.evaluate_videos import SceneCuts
 
+APART = "nothing is called best and nothing is tested. Give --fps and --size to bring all videos to one"
 ROUGH = 10  # inputs below which an interval is itself uncertain
 
 
@@ -131,6 +133,26 @@ def mixed_inputs(found: Measurement) -> dict[str, dict[str, str]]:
     return mixed
 
 
+def mixed_methods(found: Measurement) -> list[dict[str, str]]:
+    """Every two methods that share no input and differ in frame rates or sizes, with what they have."""
+    mixed = []
+    for pair in strangers(found.methods):
+        kinds = {method.name: Counter(found.kinds(method)) for method in pair}
+        first, second = map(set, kinds.values())
+        if first and second and first != second:
+            mixed.append({name: _shown(counts) for name, counts in kinds.items()})
+    return mixed
+
+
+def strangers(methods: Sequence[Method]) -> list[tuple[Method, Method]]:
+    """Every two methods without an input that both have: nothing of them can be paired."""
+    return [(a, b) for a, b in combinations(methods, 2) if not a.videos.keys() & b.videos.keys()]
+
+
+def _shown(kinds: Counter[str]) -> str:
+    return ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common(3))
+
+
 def mismatch(found: Measurement, method: Method) -> str | None:
     """Why a method's set is not comparable with the reference, None where it is."""
     if found.reference is None:
@@ -138,8 +160,7 @@ def mismatch(found: Measurement, method: Method) -> str | None:
     own, other = Counter(found.kinds(method)), Counter(found.kinds(found.reference))
     if set(own) == set(other):
         return None
-    shown = [", ".join(f"{n} x {kind}" for kind, n in counts.most_common(3)) for counts in (own, other)]
-    return f"not comparable: {shown[0]}, the reference {shown[1]}; give --fps and --size"
+    return f"not comparable: {_shown(own)}, the reference {_shown(other)}; give --fps and --size"
 
 
 def tests_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -215,13 +236,17 @@ def errors_of(found: Measurement) -> list[dict[str, Any]]:
 def warnings_of(found: Measurement, cells: Mapping, columns: Mapping, errors: Sequence[Mapping]) -> list[str]:
     """What is to be known before any number is believed."""
     told = [f"{name} lacks {len(stems)} inputs: {some(stems)}" for name, stems in unpaired(found.methods).items()]
+    told += [
+        f"{a.name} and {b.name} share no input, nothing of them is paired: answers to one input are files of one stem"
+        for a, b in strangers(found.methods)
+    ]
     if mixed := mixed_inputs(found):
         stem, kinds = next(iter(mixed.items()))
         shown = "; ".join(f"{name} {kind}" for name, kind in kinds.items())
-        told.append(
-            f"methods differ in frame rate or size on {len(mixed)} inputs ({stem}: {shown}): nothing is called best "
-            "and nothing is tested. Give --fps and --size to bring all videos to one"
-        )
+        told.append(f"methods differ in frame rate or size on {len(mixed)} inputs ({stem}: {shown}): {APART}")
+    for kinds in mixed_methods(found):
+        shown = "; ".join(f"{name} {kind}" for name, kind in kinds.items())
+        told.append(f"methods that share no input differ in frame rate or size ({shown}): {APART}")
     unreadable = [error for error in errors if error["metric"] is None]
     if unreadable:
         told.append(f"{len(unreadable)} videos cannot be read: {some(e['path'] for e in unreadable)}")
