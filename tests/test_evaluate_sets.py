@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from plain_metrics import COLOURS, Colours, write_grey, write_methods
+from plain_metrics import COLOURS, PLAIN, Colours, write_grey, write_methods
 
 from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import Measured, Video
@@ -52,7 +52,16 @@ class Single(Colours):
 
 
 def evaluate(tmp_path: Path, methods: list[str], *more: object, metrics: str = COLOURS, out: str = "out") -> dict:
-    told = ["--out", str(tmp_path / out), "--workers", "0", "--reference", str(tmp_path / "real"), "--metrics", metrics]
+    told = [
+        "--out",
+        str(tmp_path / out),
+        "--workers",
+        "0",
+        "--reference",
+        str(tmp_path / "real"),
+        "--metrics",
+        *metrics.split(),
+    ]
     assert main([*told, "--method", *methods, *map(str, more)]) == 0
     return json.loads((tmp_path / out / "evaluation.json").read_text("utf-8"))
 
@@ -119,3 +128,24 @@ def test_methods_that_share_no_input_have_a_distance_each(tmp_path, real):
     assert "(a 3, b 2)" in warning and "none is called best" in warning
     write_grey(tmp_path / "b" / "x2.mp4", B[2])
     assert evaluate(tmp_path, [a, b])["best"]["colours"] == ["b"]
+
+
+def test_no_test_is_spent_on_the_reference(tmp_path, real):
+    """Three inputs of a, b and the reference: one test of brightness (there is no sound), so that p = 2 / 8 stays what
+    it is after Holm's correction; with the reference it would be one of three, 6 / 8."""
+    methods = [f"real={real}", *write_methods(tmp_path, {"a": A, "b": B})]
+    told = evaluate(tmp_path, methods, metrics=f"{PLAIN} {COLOURS}")
+    assert {test["column"] for test in told["tests"]} == {"brightness", "colours", "kernel"}
+    assert {(test["first"], test["second"]) for test in told["tests"]} == {("a", "b")}
+    assert [(test["p"], test["p_holm"]) for test in told["tests"] if test["p"]] == [(2 / 8, 2 / 8)]
+
+
+def test_the_reference_as_a_method_takes_no_input_from_the_others(tmp_path, real):
+    """It shares none with them: it is at distance 0 of itself, and they are taken together and tested."""
+    for number in range(3):
+        (real / f"{number:02d}.mp4").rename(real / f"r{number}.mp4")
+    told = evaluate(tmp_path, [f"real={real}", *write_methods(tmp_path, {"a": A, "b": B})])
+    assert told["cells"]["real"]["colours"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert counts(told) == {"real": (3, 3), "a": (3, 3), "b": (3, 3)} and told["best"]["colours"] == ["b"]
+    assert {test["column"] for test in told["tests"]} == {"colours", "kernel"}
+    assert not any("share no input" in warning for warning in told["warnings"])

@@ -134,9 +134,9 @@ def mixed_inputs(found: Measurement) -> dict[str, dict[str, str]]:
 
 
 def mixed_methods(found: Measurement) -> list[dict[str, str]]:
-    """Every two methods that share no input and differ in frame rates or sizes, with what they have."""
+    """Every two rivals that share no input and differ in frame rates or sizes, with what they have."""
     mixed = []
-    for pair in strangers(found.methods):
+    for pair in strangers(rivals(found)):
         kinds = {method.name: Counter(found.kinds(method)) for method in pair}
         first, second = map(set, kinds.values())
         if first and second and first != second:
@@ -164,12 +164,12 @@ def mismatch(found: Measurement, method: Method) -> str | None:
 
 
 def tests_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every two methods in every column with a better side, on the inputs of both, corrected together (Holm)."""
+    """Every two rivals in every column with a better side, on the inputs of both, corrected together (Holm)."""
     tests = []
     for column, about in columns.items():
         if about["of_sets"] or about["absent"] or not about["better"]:
             continue
-        values = {m.name: values_of(found, m, about["metric"], column) for m in found.methods}
+        values = {m.name: values_of(found, m, about["metric"], column) for m in rivals(found)}
         for first, second in combinations(values, 2):
             shared = sorted(values[first].keys() & values[second].keys())
             if shared:
@@ -195,18 +195,18 @@ def _test(column: str, better: int, first: str, second: str, values: Mapping, sh
     }
 
 
-def ceilings(found: Measurement) -> set[str]:
-    """The methods that are the reference itself: real videos are no rival."""
+def rivals(found: Measurement) -> list[Method]:
+    """The methods without those that are the reference itself: real videos are no rival, no test is for them."""
     real = found.reference and found.reference.folder.resolve()
-    return {method.name for method in found.methods if method.folder.resolve() == real}
+    return [method for method in found.methods if method.folder.resolve() != real]
 
 
 def best_of(
-    cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
+    cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]], among: Collection[str]
 ) -> dict[str, list[str]]:
-    """The methods with the best mean by column, where there are two numbers or more; equal ones together. Distances of
-    sets of other numbers of videos are no rivals: such a number falls with the number of samples."""
-    cells = {name: row for name, row in cells.items() if name not in without}
+    """The methods with the best mean by column, of those `among` which there are two numbers or more; equal ones
+    together. Distances of sets of other numbers of videos are no rivals: they fall with the number of samples."""
+    cells = {name: row for name, row in cells.items() if name in among}
     best = {}
     for column, about in columns.items():
         means = {
@@ -238,7 +238,7 @@ def warnings_of(found: Measurement, cells: Mapping, columns: Mapping, errors: Se
     told = [f"{name} lacks {len(stems)} inputs: {some(stems)}" for name, stems in unpaired(found.methods).items()]
     told += [
         f"{a.name} and {b.name} share no input, nothing of them is paired: answers to one input are files of one stem"
-        for a, b in strangers(found.methods)
+        for a, b in strangers(rivals(found))
     ]
     if mixed := mixed_inputs(found):
         stem, kinds = next(iter(mixed.items()))

@@ -21,7 +21,7 @@ from fantasy_core.metrics.contract import PooledMetric, SetMetric
 from fantasy_core.metrics.resampled import Resampled
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache
-from train.evaluate_compare import Measurement, empty, mismatch, pooled_name, usual_reason
+from train.evaluate_compare import Measurement, empty, mismatch, pooled_name, rivals, usual_reason
 from train.evaluate_inputs import Method
 from train.evaluate_statistics import spread_bootstrap
 
@@ -61,35 +61,35 @@ def set_cells(found: Measurement, cache: Cache, name: str, metric: SetMetric, re
             own[method.name] = features
         else:
             cells[method.name] = {c: empty(unfit or usual_reason(found, method, name, c), 0) for c in metric.columns}
-    groups = _groups(own)
-    for group in groups:
+    compared = {method.name: own[method.name] for method in rivals(found) if method.name in own}
+    shared = sorted(set.intersection(*map(set, compared.values()))) if compared else []
+    for group in _groups(own, compared, shared):
         told = _told(found, cache, name, metric, group, resamples)
         cells |= told["cells"]
         tests += told["tests"]
     counts = {method.name: {"of": len(method.videos)} for method in found.methods}
     cells = {of: {c: cell | count for c, cell in cells[of].items()} for of, count in counts.items()}
-    return OfSets(cells, tests, _warnings(metric, own, groups))
+    return OfSets(cells, tests, _warnings(metric, compared, len(shared)))
 
 
-def _groups(own: Mapping[str, Features]) -> list[dict[str, Features]]:
-    """Methods that are compared with each other, on the inputs of all; each alone where they share none."""
-    shared = sorted(set.intersection(*(set(rows) for rows in own.values()))) if own else []
-    if not shared:
-        return [{of: rows} for of, rows in own.items()]
-    return [{of: {stem: rows[stem] for stem in shared} for of, rows in own.items()}]
+def _groups(own: Mapping[str, Features], compared: Mapping[str, Features], shared: list[str]) -> list[dict]:
+    """Methods that are taken together, on the inputs that they share; each alone where they share none, and so is what
+    is no rival of them: the reference itself."""
+    alone = [{of: rows} for of, rows in own.items() if of not in compared or not shared]
+    together = {of: {stem: rows[stem] for stem in shared} for of, rows in compared.items()}
+    return [*alone, together] if shared else alone
 
 
-def _warnings(metric: SetMetric, own: Mapping[str, Features], groups: Sequence[Mapping[str, Features]]) -> list[str]:
+def _warnings(metric: SetMetric, compared: Mapping[str, Features], shared: int) -> list[str]:
     """That a distance is of fewer videos than were measured, or of others than its neighbour's."""
-    counts = {of: len(rows) for of, rows in own.items()}
+    counts = {of: len(rows) for of, rows in compared.items()}
     shown = ", ".join(f"{of} {count}" for of, count in counts.items())
-    if len(groups) > 1:
+    if counts and not shared:
         best = "" if len(set(counts.values())) == 1 else "; of other numbers of videos: none is called best"
         return [
             f"{metric.name}: no input is shared by all methods, so each distance is of a method's own videos ({shown}) "
             f"and nothing is tested{best}"
         ]
-    (shared,) = {len(rows) for group in groups for rows in group.values()} or {0}
     if any(count > shared for count in counts.values()):
         return [f"{metric.name}: of the {shared} inputs that all methods have; measured were: {shown}"]
     return []
