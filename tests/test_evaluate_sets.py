@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from plain_metrics import COLOURS, PLAIN, Colours, write_grey, write_methods
+from plain_metrics import COLOURS, PLAIN, Brightness, Colours, write_grey, write_methods
 
 from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import Measured, Video
@@ -15,6 +17,7 @@ from train.evaluate import main
 REAL = (0.5, 0.6, 0.7)
 DYING = "test_evaluate_sets:Dying"
 SINGLE = "test_evaluate_sets:Single"
+FAULTY, POOLING = "test_evaluate_sets:Faulty", "test_evaluate_sets:Pooling"
 PICKY = "test_evaluate_sets:Picky"
 A, B = (0.2, 0.3, 0.4), (0.45, 0.55, 0.65)  # of no content that the reference has: equal files are measured once
 
@@ -49,6 +52,29 @@ class Single(Colours):
     def measure(self, video: Video) -> Measured:
         features = super().measure(video).features
         return Measured(features=features[:1] if video.path.parent.name == "b" else features)
+
+
+class Faulty(Colours):
+    """A fault of the program where sets are compared."""
+
+    name = "faulty"
+
+    def compare(self, features: np.ndarray, reference: np.ndarray) -> Measured:
+        raise RuntimeError("no such operation")
+
+
+class Pooling(Brightness):
+    """The same where the clips of method b, lighter than 0.4, are judged together; those of a have their number."""
+
+    name = "pooling"
+
+    def measure(self, video: Video) -> Measured:
+        return replace(super().measure(video), features=video.frames.mean((1, 2)))
+
+    def pool(self, features: np.ndarray) -> Measured:
+        if features.mean() > 0.42 * 255:
+            raise RuntimeError("no such operation")
+        return Measured(dict.fromkeys(self.columns, 1.0))
 
 
 def evaluate(tmp_path: Path, methods: list[str], *more: object, metrics: str = COLOURS, out: str = "out") -> dict:
@@ -149,3 +175,14 @@ def test_the_reference_as_a_method_takes_no_input_from_the_others(tmp_path, real
     assert counts(told) == {"real": (3, 3), "a": (3, 3), "b": (3, 3)} and told["best"]["colours"] == ["b"]
     assert {test["column"] for test in told["tests"]} == {"colours", "kernel"}
     assert not any("share no input" in warning for warning in told["warnings"])
+
+
+def test_a_fault_where_videos_are_taken_together_costs_its_own_cells(tmp_path, real):
+    """After all has been measured: its columns say what went wrong, the others are whole."""
+    methods = write_methods(tmp_path, {"a": A, "b": B})
+    told = evaluate(tmp_path, methods, metrics=f"{PLAIN} {FAULTY}")
+    assert told["cells"]["a"]["colours"]["reason"] == "faulty failed: RuntimeError: no such operation"
+    assert told["cells"]["a"]["brightness"]["n"] == 3 and counts(told) == {"a": (0, 3), "b": (0, 3)}
+    told = evaluate(tmp_path, methods, metrics=POOLING)
+    assert told["cells"]["b"]["brightness_pooled"]["reason"] == "pooling failed: RuntimeError: no such operation"
+    assert told["cells"]["a"]["brightness_pooled"]["mean"] == 1

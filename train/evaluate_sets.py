@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fantasy_core.errors import UserError
-from fantasy_core.metrics.contract import PooledMetric, SetMetric
+from fantasy_core.metrics.contract import Metric, PooledMetric, SetMetric
 from fantasy_core.metrics.resampled import Resampled
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache
@@ -105,7 +105,10 @@ def _told(
     told = cache.kept(key)
     if told is None:
         own = {of: list(rows.values()) for of, rows in group.items()}
-        told = _resampled(metric, own, list(real.values()), resamples)
+        try:
+            told = _resampled(metric, own, list(real.values()), resamples)
+        except Exception as error:  # a metric's own fault must not cost the others, and is not kept
+            return {"cells": {of: _row(metric, _failed(metric, error), 0) for of in group}, "tests": []}
         cache.keep(key, told)
     return told
 
@@ -119,7 +122,12 @@ def pooled_cells(found: Measurement, name: str, metric: PooledMetric) -> dict[st
         if not rows:
             told[method.name] = {new: empty("no clip has anything to pool", of) for new in columns.values()}
             continue
-        whole, about = metric.pool(np.concatenate(rows)), {"low": None, "high": None, "n": len(rows), "of": of}
+        try:
+            whole = metric.pool(np.concatenate(rows))
+        except Exception as error:  # as above
+            told[method.name] = {new: empty(_failed(metric, error), of) for new in columns.values()}
+            continue
+        about = {"low": None, "high": None, "n": len(rows), "of": of}
         told[method.name] = {
             new: {"mean": whole.values[column], **about, "reason": whole.reasons.get(column)}
             for column, new in columns.items()
@@ -131,6 +139,12 @@ def features_of(found: Measurement, method: Method, name: str) -> Features:
     rows = {stem: found.results.get((path, name)) for stem, path in method.videos.items()}
     told = {stem: row.measured.features for stem, row in rows.items() if row and row.measured}
     return {stem: features for stem, features in told.items() if features is not None}
+
+
+def _failed(metric: Metric, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return f"{error.what}: {error.got}"
+    return f"{metric.name} failed: {type(error).__name__}: {error}"
 
 
 def _row(metric: SetMetric, reason: str, of: int) -> dict[str, dict[str, Any]]:
@@ -199,7 +213,7 @@ def _cells(metric: SetMetric, own: list[np.ndarray], real: np.ndarray) -> dict[s
     try:
         whole = metric.compare(np.concatenate(own), real)
     except UserError as error:
-        return _row(metric, f"{error.what}: {error.got}", len(own))
+        return _row(metric, _failed(metric, error), len(own))
     about = {"low": None, "high": None, "n": len(own), "of": len(own), "reason": None}
     return {c: {"mean": v, **about, "note": whole.reasons.get(c)} for c, v in whole.values.items()}
 
