@@ -35,6 +35,7 @@ class Video:
     video: str
     path: str
     input: str = ""
+    sha256: str = ""
 
 
 def read_videos(path: Path) -> list[Video]:
