@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fantasy_core.critic.about import ABOUT
 from fantasy_core.critic.asked import read_questions, read_views
-from fantasy_core.critic.critic import ABOUT, Critic
+from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.shown import Shown
-from fantasy_core.critic.thinker import add_adapter, answer_logits, base_of, fingerprint, load_thinker, load_tokenizer
+from fantasy_core.critic.thinker import add_adapter, base_of, fingerprint, load_thinker, load_tokenizer
 from fantasy_core.errors import UserError
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
@@ -142,7 +143,7 @@ def answered(critic: Critic, batch: Sequence[tuple[Annotation, Shown]], kind: st
     """Loss, whether z has the label's sign, and the mass of Yes and No, each [B]."""
     labels, shown = zip(*batch, strict=True)
     asked = [label.dimension for label in labels]
-    logits = answer_logits(critic.model, critic.front.batch(shown, asked), critic.most_pixels(asked))
+    logits = critic.logits(shown, asked)
     told = torch.tensor([label.label for label in labels], device=logits.device)
     z, mass = critic.read(logits)
     return loss_of(logits, told, critic.front.yes, critic.front.no, kind), (z > 0) == (told == 1), mass

@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
+from fantasy_core.critic.about import ADAPTER
 from fantasy_core.critic.asked import read_views
-from fantasy_core.critic.critic import ADAPTER, Critic, Score
+from fantasy_core.critic.critic import Critic, Score
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
@@ -73,7 +74,7 @@ def scorer_of(settings: ScoreSettings, device: torch.device) -> Scorer:
     if settings.engine == "vllm":
         from train.vllm_engine import VllmCritic
 
-        critic = VllmCritic.load(settings.base, settings.views or "separate")
+        critic = VllmCritic.load(settings.base, settings.views)
     else:
         told = {"views": settings.views, "dtype": DTYPES[settings.dtype], "device": device}
         critic = Critic.load(settings.base, settings.critic, **told)
