@@ -151,8 +151,8 @@ def score_all(
             yield good[number][0], score
     if jobs and not sung and settings.judge == "none":
         print(
-            "warning: no canary: no video that could be read has half a second of sound. Whether the critic hears is "
-            "unknown"
+            "warning: no canary: no video that could be read has half a second of sound, and a face if that is shown. "
+            "Whether the critic hears is unknown"
         )
 
 
