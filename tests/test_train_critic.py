@@ -17,6 +17,7 @@ from test_score import write_wav
 from tiny_thinker import save_omni
 from two_processes import together
 
+from fantasy_core.critic.asked import read_views
 from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.files import show_file
 from fantasy_core.critic.folders import adapter_folders, omni_folders
@@ -136,6 +137,7 @@ def test_inputs_held_out_are_looked_at_and_never_learnt(world, tmp_path):
         ({"dimension": "ls"}, "holds nothing to learn from"),
         ({"base": "nowhere"}, "cannot read the model's configuration"),
         ({"task": "nowhere.task"}, "cannot read the face landmarker"),
+        ({"views": "separate"}, "the view of the face needs faces"),
         ({"preset": "best"}, "no such preset"),
         ({"lr": "1e30"}, "went astray"),
     ],
@@ -213,6 +215,23 @@ def test_what_cannot_be_merged_is_told(world, trained, tmp_path, capsys, told, e
     assert stage.main(["merge", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]) == 2
     assert error in capsys.readouterr().err
     assert {path: path.read_bytes() for folder in given.values() for path in folder.glob("*")} == before
+
+
+def test_a_face_is_looked_for_where_lips_are_learnt(world, tmp_path):
+    """Visual quality alone, in views of which another one shows the face, needs no face_landmarker.task."""
+    told = {"views": "separate", "dimension": "vq", "epochs": 0.1}
+    assert stage.main(arguments(world, tmp_path, **told)) == 0
+    assert Critic.load(world / "base", tmp_path / "adapter", dtype=torch.float32).views.crops_face
+
+
+def test_a_critic_of_whole_frames_is_not_shown_faces(world, tmp_path):
+    """What it was shown in training goes with it, unasked, and into a base that it is merged into."""
+    assert stage.main(arguments(world, tmp_path, views="separate", face="whole", epochs=0.1)) == 0
+    own = tmp_path / "adapter"
+    for place in ((world / "base", own), (merge(world / "base", own, tmp_path / "m"), None)):
+        assert Critic.load(*place, dtype=torch.float32).views == read_views("separate").whole()
+        with pytest.raises(UserError, match=r"other views[^$]*preset separate, face whole"):
+            Critic.load(*place, face="found", dtype=torch.float32)
 
 
 def test_an_adapter_under_other_names(world, trained, tmp_path):

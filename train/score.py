@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from fantasy_core.critic.about import ADAPTER
-from fantasy_core.critic.asked import read_views
+from fantasy_core.critic.about import ADAPTER, merged_about, read_about, views_for
+from fantasy_core.critic.asked import FACES
 from fantasy_core.critic.critic import Critic, Score
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
@@ -52,7 +52,9 @@ class ScoreSettings:
     judge: str = setting("none", "instead of a critic: the exact judge of this world", choices=("none", "miniature"))
     views: str | None = setting(None, "separate or shared (the adapter's own, else separate)")
     task: Path | None = setting(None, "face_landmarker.task, for the view of the face")
-    face: str = setting("found", "found, or whole: views of the face show all of the frame", choices=("found", "whole"))
+    face: str | None = setting(
+        None, "whole: views of the face show all of the frame (the adapter's own, else found)", choices=FACES
+    )
     engine: str = setting("transformers", "what runs the model (vllm: unverified)", choices=("transformers", "vllm"))
     device: str = setting("cpu", "cpu or cuda")
     dtype: str = setting("bf16", "of the model", choices=tuple(DTYPES))
@@ -74,19 +76,11 @@ def scorer_of(settings: ScoreSettings, device: torch.device) -> Scorer:
     if settings.engine == "vllm":
         from train.vllm_engine import VllmCritic
 
-        critic = VllmCritic.load(settings.base, settings.views)
+        critic = VllmCritic.load(settings.base, settings.views, settings.face)
     else:
-        told = {"views": settings.views, "dtype": DTYPES[settings.dtype], "device": device}
+        told = {"views": settings.views, "face": settings.face, "dtype": DTYPES[settings.dtype], "device": device}
         critic = Critic.load(settings.base, settings.critic, **told)
-    task = settings.task if settings.face == "found" and critic.views.crops_face else None
-    if critic.views.crops_face and task is None and settings.face == "found":
-        raise UserError(
-            "the view of the face needs faces to be found",
-            got="no --task",
-            expected="mediapipe's face_landmarker.task",
-            do="give --task, or --face whole for portraits that fill the frame, or --views shared",
-        )
-    return CriticScorer(critic, settings.batch, task)
+    return CriticScorer(critic, settings.batch, settings.task if critic.views.crops_face else None)
 
 
 def check_settings(settings: ScoreSettings) -> None:
@@ -108,9 +102,10 @@ def check_settings(settings: ScoreSettings) -> None:
     check_file(settings.base / "config.json", "model's configuration")
     if settings.critic is not None:
         check_file(settings.critic / ADAPTER, "critic's adapter")
-    may_crop = settings.views is None or read_views(settings.views).crops_face  # None: an adapter's own may
-    if may_crop and settings.face == "found":
-        check_task(settings.task)
+    about = merged_about(settings.base) if settings.critic is None else read_about(settings.critic)
+    views = views_for(about, settings.views, settings.face)
+    if views.crops_face:
+        check_task(settings.task, views)
 
 
 def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:

@@ -96,8 +96,15 @@ def prepare_reader(views: Views, task: Path | None) -> None:
     _reader.update(views=views, finder=finder)
 
 
-def check_task(task: Path | None) -> None:
+def check_task(task: Path | None, views: Views) -> None:
     """Raise UserError here and now for what would fail in every reading process."""
+    if task is None and views.crops_face:
+        raise UserError(
+            "the view of the face needs faces to be found",
+            got="no --task",
+            expected="mediapipe's face_landmarker.task",
+            do="give --task, or --face whole for portraits that fill the frame, or --views shared",
+        )
     if task is not None:
         with face_finder(task):
             pass

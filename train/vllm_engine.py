@@ -35,11 +35,11 @@ class VllmCritic:
         self.hash = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     @classmethod
-    def load(cls, base: Path, views: str | None) -> VllmCritic:
-        """views: a preset (those it was trained with, else `separate`). Raises UserError where vLLM is not installed,
-        and for what does not go together."""
+    def load(cls, base: Path, views: str | None, face: str | None) -> VllmCritic:
+        """views, face: as of `Critic.load`. Raises UserError where vLLM is not installed, and for what does not go
+        together."""
         questions, about = read_questions(), merged_about(base)
-        shown = views_for(about, views)
+        shown = views_for(about, views, face)
         if about:
             check_trained(base, about, questions=questions.hash, views=shown.hash)
         try:

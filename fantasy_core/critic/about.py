@@ -64,9 +64,12 @@ def merged_into(base: Path) -> str:
     return json.dumps([about["base"], about[MERGED]], sort_keys=True) if about else ""
 
 
-def views_for(about: Mapping[str, Any], preset: str | None) -> Views:
-    """The views that are asked for, else those the critic was trained with, else `separate`."""
-    return read_views(preset or about.get("views", {}).get("preset", "separate"))
+def views_for(about: Mapping[str, Any], preset: str | None, face: str | None) -> Views:
+    """The views that are asked for, else those the critic was trained with, else `separate` with the face `found`.
+    face: `found`, or `whole` for all of the frame in its place."""
+    own = about.get("views", {})
+    views = read_views(preset or own.get("preset", "separate"))
+    return views.whole() if (face or own.get("face", "found")) == "whole" else views
 
 
 def check_trained(folder: Path, about: Mapping[str, Any], **told: str) -> None:
@@ -78,6 +81,11 @@ def check_trained(folder: Path, about: Mapping[str, Any], **told: str) -> None:
         raise UserError(
             f"{folder} was trained with other {' and '.join(wrong)}",
             got=", ".join(f"{name} {told[name]}" for name in wrong),
-            expected=", ".join(f"{name} {own[name]}" for name in wrong),
+            expected=", ".join(f"{name} {own[name]}{_named(about, name)}" for name in wrong),
             do="use the base and the views it was trained with, or train it anew",
         )
+
+
+def _named(about: Mapping[str, Any], name: str) -> str:
+    views = about["views"]
+    return f" (preset {views['preset']}, face {views.get('face', 'found')})" if name == "views" else ""

@@ -69,14 +69,15 @@ class Critic:
         adapter: Path | None = None,
         *,
         views: str | None = None,
+        face: str | None = None,
         dtype: torch.dtype = torch.bfloat16,
         device: str | torch.device = "cpu",
     ) -> Critic:
         """From a folder of Qwen2.5-Omni and, if given, one of an adapter by train.critic; or from one that an adapter
-        was merged into. views: a preset (the adapter's own, else `separate`). Raises UserError for what does not go
-        together."""
+        was merged into. views, face: a preset, and `found` or `whole` (the adapter's own, else `separate` and `found`).
+        Raises UserError for what does not go together."""
         questions, about = read_questions(), merged_about(base) if adapter is None else read_about(adapter)
-        shown = views_for(about, views)
+        shown = views_for(about, views, face)
         if about:
             check_trained(adapter or base, about, questions=questions.hash, views=shown.hash)
         model = load_thinker(base, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""A video file, shown to the critic: decoded a frame at a time for all views at once, and before that to find the face."""
+"""A video file, shown to the critic: decoded a frame at a time for all views, and once before that to find the face."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def show_file(path: Path, views: Views, find_face: FindFace | None = None) -> di
     """The windows of a video by view, with its sound; a file without sound, or with silence, is shown as silent. A view
     of the face has no window where there is no face.
 
-    find_face: where the face is, for views of it; without it these show the whole frame. Raises UserError for a file
-    that cannot be decoded, NoFace where no view is left.
+    find_face: where the face is, for views of it. Raises UserError for a file that cannot be decoded, NoFace where no
+    view is left, ValueError for views of the face without find_face (`views.whole()` do without).
     """
     seconds, faceless, face = media.video_seconds(path), {}, None
-    if find_face is not None and views.crops_face:
+    if views.crops_face:
+        if find_face is None:
+            raise ValueError("views of the face, and nothing that finds it: they would show the whole frame")
         try:
             face = find_face(path, seconds)
         except NoFace:
