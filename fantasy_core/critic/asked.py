@@ -81,8 +81,13 @@ class Views:
         return replace(self, of={dimension: self.of[dimension] for dimension in dimensions})
 
     @property
+    def of_face(self) -> list[str]:
+        """The dimensions whose view is of the face alone."""
+        return [dimension for dimension, view in self.of.items() if view.crop == "face"]
+
+    @property
     def crops_face(self) -> bool:
-        return any(view.crop == "face" for view in self.of.values())
+        return bool(self.of_face)
 
     @property
     def face(self) -> str:
