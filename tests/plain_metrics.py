@@ -21,6 +21,7 @@ PLAIN = "plain_metrics:Brightness"
 COLOURS = "plain_metrics:Colours"
 MACHINE = "plain_metrics:Machine"
 OPENING = "plain_metrics:Opening"
+SETS = "plain_metrics:OpeningSets"
 MISSING = UserError("this needs a package", got="none", expected="the package", do="install it")
 
 
@@ -97,6 +98,17 @@ class Colours:
 
     def compare(self, features: np.ndarray, reference: np.ndarray) -> Measured:
         return compared("colours", "kernel", features, reference)
+
+
+class OpeningSets(Opening):
+    """Opened likewise, but the colours of sets."""
+
+    columns, better = Colours.columns, Colours.better
+    compare = Colours.compare
+
+    def measure(self, video: Video) -> Measured:
+        self.open()
+        return Measured(features=video.frames.mean((1, 2)))
 
 
 def write_grey(path: Path, shade: float, *, frames: int = 6, fps: float = 10, size=(32, 32), sound=False) -> Path:

@@ -255,7 +255,7 @@ def test_sam2_by_a_folder(sam2):
     picture = torch.zeros(1, 3, 128, 128)
     with torch.inference_mode():
         near, far = (
-            masks._model(pixel_values=picture, input_boxes=torch.tensor([[box]]), multimask_output=False).pred_masks
+            masks.model(pixel_values=picture, input_boxes=torch.tensor([[box]]), multimask_output=False).pred_masks
             for box in ([1.0, 1, 40, 40], [60.0, 60, 120, 120])
         )
     assert (near - far).abs().max() > 1e-4
@@ -266,7 +266,7 @@ def test_a_folder_without_sam2(tmp_path):
         Sam2(tmp_path, FaceBox(detect=drawn_face))
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(UserError, match="is no SAM 2"):
-        Sam2(tmp_path, FaceBox(detect=drawn_face))
+        Dynamics(DisFlow(), Sam2(tmp_path, FaceBox(detect=drawn_face))).open()
 
 
 def test_raft_needs_torchvision(tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
-from plain_metrics import MACHINE, OPENING, PLAIN, write_methods
+from plain_metrics import MACHINE, OPENING, PLAIN, SETS, write_methods
 
 from train.evaluate import main
 
@@ -57,3 +58,21 @@ def test_strict_wants_a_number_of_every_metric(tmp_path, methods, capsys):
     table = (tmp_path / "out" / "table.md").read_text("utf-8").split("## What failed")[1]
     assert table.count("out of memory") == 1 and "a/00, a/01, b/00 (3 of 4), plain" in table
     evaluate(tmp_path, methods, "--strict", metrics=(PLAIN,))
+
+
+def test_nothing_is_opened_where_nothing_is_measured(tmp_path, methods, network):
+    """In a worker, not in the command as well; and when all is known, nowhere."""
+    flags = ("--options", f"{OPENING}.weights={network}")
+    first = evaluate(tmp_path, methods, *flags, metrics=(OPENING,), workers=1)
+    (process,) = openings(network)
+    assert process != os.getpid() and first["cells"]["a"]["brightness"]["n"] == 2
+    again = evaluate(tmp_path, methods, *flags, metrics=(OPENING,), workers=1)
+    assert again["cells"] == first["cells"] and openings(network) == [process]
+
+
+def test_one_process_opens_once_for_methods_and_reference(tmp_path, methods, network):
+    """Measured here, the metrics are those that were built for their settings."""
+    write_methods(tmp_path, {"real": (0.2,)})
+    flags = ("--options", f"{SETS}.weights={network}", "--reference", tmp_path / "real")
+    evaluate(tmp_path, methods, *flags, metrics=(SETS,))
+    assert openings(network) == [os.getpid()]

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fantasy_core.errors import UserError
-from fantasy_core.metrics.contract import SetMetric, Video
+from fantasy_core.metrics.contract import Opens, SetMetric, Video
 from fantasy_core.metrics.i3d import Fvd, is_script
 from fantasy_core.metrics.i3d import prepared as square
 from fantasy_core.metrics.i3d_model import I3d
 from fantasy_core.metrics.inception import Fid, prepared
 from fantasy_core.metrics.inception_model import Inception
-from fantasy_core.metrics.networks import open_network
+from fantasy_core.metrics.networks import Network
 from fantasy_core.metrics.sampling import at_rate, evenly
 from tests.planted_weights import layout, planted_file, planted_state
 
@@ -59,7 +59,7 @@ def test_inception_computes_what_pytorch_fid_does(inception):
 
 def test_i3d_computes_what_videogpt_does(i3d):
     """Three logits and their spread are what VideoGPT's InceptionI3d gave."""
-    network, _ = open_network(I3d, i3d, "I3D")
+    network = Network(I3d, i3d, "I3D").open()
     with torch.inference_mode():
         logits = network(square(ramp(16, 224, 224))[None])[0]
     assert logits[[0, 100, 399]].tolist() == pytest.approx([0.53376734, 0.041358754, -0.15482576], rel=1e-3)
@@ -124,6 +124,19 @@ def test_weights_of_another_model_are_refused(inception, i3d, tmp_path):
     torch.save(state, tmp_path / "600.pt")
     with pytest.raises(UserError, match="other shapes"):
         Fvd(tmp_path / "600.pt")
+
+
+def test_a_network_is_read_when_it_is_needed(tmp_path):
+    """A metric is made from what the file says of its tensors; without the file nothing is left to open."""
+    files = [planted_file(Inception, tmp_path / f"{name}.pth") for name in ("read", "unread")]
+    read, unread = map(Fid, files)
+    assert isinstance(read, Opens)
+    read.open()
+    for file in files:
+        file.unlink()
+    assert read.measure(clip(1)).features.shape == (1, 2048)
+    with pytest.raises(UserError):
+        unread.open()
 
 
 def test_files_without_training_counts_open(tmp_path):

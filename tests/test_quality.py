@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import Metric, Video
-from fantasy_core.metrics.quality import QAlign, level_score, remote_scorer, score5
+from fantasy_core.metrics.quality import QAlign, RemoteScorer, level_score, score5
 from fantasy_core.metrics.score_file import ScoreFile
 
 
@@ -62,9 +62,9 @@ def test_a_scorer_of_another_scale_or_count_is_refused():
 
 def test_code_from_a_folder_needs_trust(tmp_path):
     with pytest.raises(UserError, match="its own program"):
-        remote_scorer(tmp_path)
+        RemoteScorer(tmp_path)
     with pytest.raises(UserError, match="not found"):
-        remote_scorer(tmp_path / "absent", trust=True)
+        RemoteScorer(tmp_path / "absent", trust=True)
 
 
 ROWS = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fantasy_core.errors import UserError
-from fantasy_core.metrics.networks import open_network
+from fantasy_core.metrics.networks import Network
 from fantasy_core.metrics.s3fd import MEAN, S3fdModel, boxes_of, likeliest, s3fd_faces
 from tests.planted_weights import layout, planted_file, planted_state
 
@@ -21,7 +21,7 @@ def test_layout_is_the_published_one():
 def test_it_finds_what_syncnet_pythons_detector_finds(tmp_path):
     """Likelihood and box, as shares of width and height, of the five likeliest of syncnet_python's detector; 99 x 133
     has odd edges at every pool."""
-    network, _ = open_network(S3fdModel, planted_file(S3fdModel, tmp_path / "sfd_face.pth"), "S3FD")
+    network = Network(S3fdModel, planted_file(S3fdModel, tmp_path / "sfd_face.pth"), "S3FD").open()
     rows, columns = np.mgrid[:99, :133]
     frame = np.stack([rows * 3 + columns, rows + columns * 2, rows * columns]) % 256
     with torch.inference_mode():

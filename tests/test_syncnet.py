@@ -13,7 +13,7 @@ from fantasy_core.errors import UserError
 from fantasy_core.metrics.contract import Metric, Video
 from fantasy_core.metrics.face_tracks import FaceTrack, box_of, crops, smoothed, tracks
 from fantasy_core.metrics.mfcc import mfcc, triangles
-from fantasy_core.metrics.networks import open_network
+from fantasy_core.metrics.networks import Network
 from fantasy_core.metrics.syncnet import SyncNet, as_int16, verdict
 from fantasy_core.metrics.syncnet_model import SyncNetModel, shifted_distances
 from tests.planted_weights import layout, planted_file, planted_state
@@ -36,7 +36,7 @@ def test_layout_is_the_published_one():
 
 def test_network_computes_what_syncnet_python_does(weights):
     """Three numbers and the spread of both sides are what syncnet_python's network gave."""
-    network, _ = open_network(SyncNetModel, weights, "SyncNet")
+    network = Network(SyncNetModel, weights, "SyncNet").open()
     cepstra = torch.sin(torch.arange(260.0)).reshape(1, 1, 13, 20) * 5
     faces = torch.from_numpy(ramp(5, 224, 224)).permute(3, 0, 1, 2)[None].float()
     with torch.inference_mode():
@@ -197,7 +197,7 @@ def test_a_video_is_measured_from_end_to_end(weights):
     are those of the network by hand."""
     video, metric = talking(11, fps=23.0), make(weights)
     found = metric.measure(video)
-    network, _ = open_network(SyncNetModel, weights, "SyncNet")
+    network = Network(SyncNetModel, weights, "SyncNet").open()
     taken = np.searchsorted(video.times, np.arange(11) / 25 + 1e-6, side="right") - 1
     faces = crops(video.frames[taken], FaceTrack(0, np.tile([0.0, 0.0, 64.0, 64.0], (11, 1)), 11)).float()
     assert video.sound is not None

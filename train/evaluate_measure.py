@@ -111,7 +111,8 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
         found |= {(path, name): one for name, one in have.items() if one is not None}
         if missing := {name: keys[name] for name, one in have.items() if one is None}:
             jobs.append(Job(path, file.sha256, missing))
-    given = ([spec for spec in bench.specs if spec.name in bench.kept], bench.protocol)
+    specs = [spec for spec in bench.specs if spec.name in bench.kept]
+    given = (specs, bench.protocol, None if workers else bench.metrics)
     with Progress("videos", len(jobs), shown=bool(jobs)) as progress:
         for job, rows in each(measure, _once(jobs), workers, prepare=prepare, given=given, in_order=False):
             died = _failed(rows) if isinstance(rows, UserError) else None
@@ -161,11 +162,11 @@ def _by_name(seen: Mapping[Path, Seen], bench: Bench) -> Results:
 _PREPARED: dict[str, Any] = {}
 
 
-def prepare(specs: Sequence[Spec], protocol: Protocol) -> None:
-    """Build the metrics of this process, once."""
+def prepare(specs: Sequence[Spec], protocol: Protocol, built: Mapping[str, Metric] | None) -> None:
+    """Build the metrics of this process, once, if they are not `built` in it already."""
     _PREPARED.clear()
-    _PREPARED["protocol"], _PREPARED["opened"] = protocol, {}
-    _PREPARED["metrics"] = {SceneCuts.name: SceneCuts()} | {spec.name: spec.build() for spec in specs}
+    own = built or {SceneCuts.name: SceneCuts()} | {spec.name: spec.build() for spec in specs}
+    _PREPARED.update(protocol=protocol, opened={}, metrics=own)
 
 
 def measure(job: Job) -> dict[str, Found]:

@@ -8,7 +8,7 @@ from ..errors import UserError, some
 from ..lips import landmarker
 from .dynamics import Dynamics
 from .hands import HandMotion
-from .quality import QAlign, remote_scorer
+from .quality import QAlign, RemoteScorer
 
 FLOWS = ("dis", "raft")
 MASKS = ("face-box", "sam2", "given", "none")
@@ -30,7 +30,7 @@ def hands(weights: Path, *, persons: str | None = None, pose: str | None = None,
 def qalign(weights: Path, *, trust: bool = False, device: str = "cuda") -> QAlign:
     """IQA and AES. weights: a folder of q-future/one-align, whose Python code runs with `trust`; never run here. Raises
     UserError without it."""
-    return QAlign(remote_scorer(weights, trust=trust, device=device), model=weights.name)
+    return QAlign(RemoteScorer(weights, trust=trust, device=device), model=weights.name)
 
 
 def dynamics(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .contract import Measured, ReadsBeside, Video
+from .contract import Measured, Opens, ReadsBeside, Video
 from .sampling import at_rate, scenes
 from .subject_masks import Masks
 
@@ -59,6 +59,12 @@ class Dynamics:
         self.verified = flow.verified and (masks is None or masks.verified)
         told = {"mask": "none"} if masks is None else masks.settings
         self.settings = {**flow.settings, **told, "fps": FPS, "short_side": SHORT, "top": TOP, "cuts": "left out"}
+
+    def open(self) -> None:
+        """Reads the networks of the flow and of the masks, if they have any."""
+        for part in (self._flow, self._masks):
+            if isinstance(part, Opens):
+                part.open()
 
     def beside(self, path: Path) -> Mapping[str, object]:
         """The video's mask, where masks are given."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .networks import open_network
+from .networks import Network
 
 Array = np.ndarray
 EIGHTH = 8  # RAFT works on an eighth of the size
@@ -46,15 +46,19 @@ class RaftFlow:
 
     def __init__(self, weights: str | Path, *, device: str = "cpu"):
         raft_large, version = _raft()
-        self._network, digest = open_network(lambda: raft_large(weights=None), weights, "RAFT large", device)
+        self._network = Network(lambda: raft_large(weights=None), weights, "RAFT large", device)
         self._device = device
         self.settings = {
             "flow": "raft_large",
             "weights": Path(weights).name,
-            "weights_sha256": digest,
+            "weights_sha256": self._network.sha256,
             "torchvision": version,
             "updates": 12,
         }
+
+    def open(self) -> None:
+        """Reads the network."""
+        self._network.open()
 
     def between(self, first: Array, second: Array) -> Array:
         """[H, W, 2] float32. Sides are continued to multiples of eight."""
@@ -63,7 +67,7 @@ class RaftFlow:
         pixels = [torch.from_numpy(np.ascontiguousarray(one)).movedim(-1, 0)[None] for one in (first, second)]
         given = [F.pad(one.to(self._device).float() / 127.5 - 1, edges, mode="replicate") for one in pixels]
         with torch.inference_mode():
-            flow = self._network(*given, num_flow_updates=12)[-1]
+            flow = self._network.open()(*given, num_flow_updates=12)[-1]
         return flow[0, :, :height, :width].movedim(0, -1).float().cpu().numpy()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ from ..media import check_file
 from .contract import Measured, Unfit, Video
 from .frechet import compared, set_better, set_columns
 from .i3d_model import CLASSES, I3d
-from .networks import open_network
+from .networks import Network
 from .resampled import Resampled
 from .sampling import at_rate
 
 Array = np.ndarray
-Network = Callable[[Tensor], Tensor]  # [N, 3, 16, 224, 224] in -1..1 -> [N, 400]
+Logits = Callable[[Tensor], Tensor]  # [N, 3, 16, 224, 224] in -1..1 -> [N, 400]
 FPS, WINDOW, SIDE = 25.0, 16, 224
 
 
@@ -46,17 +47,22 @@ class Fvd:
 
     def __init__(self, weights: str | Path, *, trust_script: bool = False, device: str = "cpu", batch: int = 4):
         script = is_script(check_file(weights, "weights of I3D"))
-        self._network, digest = _open(Path(weights), script, trust_script, device)
+        make = partial(Network, I3d, what="I3D") if not script else partial(Script, trust=trust_script)
+        self._network = make(path=Path(weights), device=device)
         self._device, self._batch = device, max(batch, 1)
         self.settings = {
             "network": f"I3D Kinetics-400 logits{', TorchScript' if script else ''}",
             "weights": Path(weights).name,
-            "weights_sha256": digest,
+            "weights_sha256": self._network.sha256,
             "fps": FPS,
             "window": WINDOW,
             "stride": WINDOW,
             "fit": f"short side {SIDE}, bilinear, middle square",
         }
+
+    def open(self) -> None:
+        """Reads the network."""
+        self._network.open()
 
     def measure(self, video: Video) -> Measured:
         """features [n, 400] of the n whole windows. Raises Unfit for a video shorter than one."""
@@ -77,7 +83,7 @@ class Fvd:
 
     def _logits(self, video: Video, clips: list[Array]) -> Array:
         batch = torch.stack([prepared(video.frames[clip]) for clip in clips]).to(self._device)
-        return self._network(batch).float().cpu().numpy()
+        return self._network.open()(batch).float().cpu().numpy()
 
     def compare(self, features: Array, reference: Array) -> Measured:
         """Columns from all windows of a method and of the reference. Raises UserError for sets that are too small."""
@@ -107,32 +113,39 @@ def is_script(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _open(path: Path, script: bool, trust: bool, device: str) -> tuple[Network, str]:
-    if not script:
-        return open_network(I3d, path, "I3D", device)
-    if not trust:
-        raise UserError(
-            f"{path.name} is a program",
-            got="TorchScript, which runs what its maker wrote into it; it was not opened",
-            expected="tensors alone (i3d_pretrained_400.pt), or leave to run it",
-            do="use the tensors, or say trust_script if you trust the file",
-        )
-    try:
-        network = torch.jit.load(str(path), map_location=device).eval()
-    except RuntimeError as error:
-        got, do = str(error).splitlines()[0], "fetch the file again"
-        raise UserError(f"{path} cannot be read", got=got, expected="TorchScript", do=do) from error
+class Script:
+    """TorchScript, which is opened only with `trust`. Raises UserError without, and for a file that is none."""
 
-    def logits(batch: Tensor) -> Tensor:
+    def __init__(self, path: Path, device: str, trust: bool):
+        if not trust:
+            raise UserError(
+                f"{path.name} is a program",
+                got="TorchScript, which runs what its maker wrote into it; it was not opened",
+                expected="tensors alone (i3d_pretrained_400.pt), or leave to run it",
+                do="use the tensors, or say trust_script if you trust the file",
+            )
+        self._path, self._device, self.sha256 = path, device, sha256(path)
+
+    def open(self) -> Logits:
+        self._program.eval()
+        return self._logits
+
+    @cached_property
+    def _program(self) -> torch.nn.Module:
         try:
-            found = network(batch, rescale=False, resize=False, return_features=True)
+            return torch.jit.load(str(self._path), map_location=self._device)
         except RuntimeError as error:
-            raise _foreign(path, str(error).strip().splitlines()[-1]) from error
-        if tuple(found.shape) != (len(batch), CLASSES):
-            raise _foreign(path, f"values {list(found.shape)}")
-        return found
+            got, do = str(error).splitlines()[0], "fetch the file again"
+            raise UserError(f"{self._path} cannot be read", got=got, expected="TorchScript", do=do) from error
 
-    return logits, sha256(path)
+    def _logits(self, batch: Tensor) -> Tensor:
+        try:
+            found = self._program(batch, rescale=False, resize=False, return_features=True)
+        except RuntimeError as error:
+            raise _foreign(self._path, str(error).strip().splitlines()[-1]) from error
+        if tuple(found.shape) != (len(batch), CLASSES):
+            raise _foreign(self._path, f"values {list(found.shape)}")
+        return found
 
 
 def _foreign(path: Path, got: str) -> UserError:

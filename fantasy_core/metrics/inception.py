@@ -19,7 +19,7 @@ from ..errors import UserError
 from .contract import Measured, Unfit, Video
 from .frechet import compared, set_better, set_columns
 from .inception_model import SIDE, Inception
-from .networks import open_network
+from .networks import Network
 from .resampled import Resampled
 
 Array = np.ndarray
@@ -49,15 +49,19 @@ class Fid:
                 expected=f"resize {' or '.join(RESIZES)}; every and batch 1 or more",
                 do="legacy compares with pytorch-fid, clean with clean-fid",
             )
-        self._network, digest = open_network(Inception, weights, "FID Inception", device)
+        self._network = Network(Inception, weights, "FID Inception", device)
         self._resize, self._every, self._batch, self._device = resize, every, batch, device
         self.settings = {
             "network": "Inception v3, pool3, 2048",
             "weights": Path(weights).name,
-            "weights_sha256": digest,
+            "weights_sha256": self._network.sha256,
             "resize": f"{resize} {SIDE}",
             "every": every,
         }
+
+    def open(self) -> None:
+        """Reads the network."""
+        self._network.open()
 
     def measure(self, video: Video) -> Measured:
         """features [n, 2048] of frames 0, every, 2 every ... Raises Unfit for a video without frames."""
@@ -66,8 +70,9 @@ class Fid:
             do = "check the file"
             raise Unfit(f"{video.path} has no frames", got="0 frames", expected="one or more", do=do)
         batches = [frames[k : k + self._batch] for k in range(0, len(frames), self._batch)]
+        network = self._network.open()
         with torch.inference_mode():
-            rows = [self._network(prepared(batch, self._resize).to(self._device)).cpu().numpy() for batch in batches]
+            rows = [network(prepared(batch, self._resize).to(self._device)).cpu().numpy() for batch in batches]
         return Measured(features=np.concatenate(rows))
 
     def compare(self, features: Array, reference: Array) -> Measured:

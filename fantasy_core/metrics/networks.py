@@ -14,22 +14,38 @@ from torch import nn
 from ..manifest import sha256
 from ..media import check_file
 from ..weights.files import Lazy, TensorSet, open_tensors
-from ..weights.strict import fill
+from ..weights.strict import check, fill
 
 Net = TypeVar("Net", bound=nn.Module)
 Thing = TypeVar("Thing")
 COUNT = "num_batches_tracked"  # of training, unused here; files older than torch 0.4.1 have none
 
 
-def open_network(make: Callable[[], Net], path: str | Path, what: str, device: str = "cpu") -> tuple[Net, str]:
-    """(network in eval mode and float32, sha256 of the file). Raises UserError for a file that is absent, damaged,
-    holds more than tensors, or is of another model."""
-    path = check_file(path, f"weights of {what}")
-    tensors = _with_counts(open_tensors(path))
-    with torch.device("meta"):
-        network = make()
-    fill(network, tensors, what, device=device, dtype=_type)
-    return network, sha256(path)
+class Network(Generic[Net]):
+    """A network by its file, which is checked and hashed at once and read at the first `open()`.
+
+    Raises UserError for a file that is absent, damaged, holds more than tensors, or is of another model.
+    """
+
+    def __init__(self, make: Callable[[], Net], path: str | Path, what: str, device: str = "cpu"):
+        self._make, self._what, self._device = make, what, device
+        self._path = check_file(path, f"weights of {what}")
+        check(self._empty().state_dict(), self._tensors(), what)
+        self.sha256, self._opened = sha256(self._path), []
+
+    def open(self) -> Net:
+        """The network in eval mode and float32."""
+        if not self._opened:
+            filled = fill(self._empty(), self._tensors(), self._what, device=self._device, dtype=_type)
+            self._opened.append(filled)
+        return self._opened[0]
+
+    def _empty(self) -> Net:
+        with torch.device("meta"):
+            return self._make()
+
+    def _tensors(self) -> TensorSet:
+        return _with_counts(open_tensors(self._path))
 
 
 class Held(Generic[Thing]):

@@ -8,12 +8,13 @@ The paper's tables run from 1 to 5, the q_align package from 0 to 1: score5 = 1 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from .contract import Measured, Unfit, Video
+from .contract import Measured, Opens, Unfit, Video
 from .sampling import evenly
 
 Array = np.ndarray
@@ -37,7 +38,7 @@ def score5(score01: float) -> float:
 
 
 class QAlign:
-    """IQA and AES as the mean over 8 evenly spaced frames, each judged alone by `scorer` (see `remote_scorer`)."""
+    """IQA and AES as the mean over 8 evenly spaced frames, each judged alone by `scorer` (see `RemoteScorer`)."""
 
     name = "qalign"
     columns = tuple(TASKS)
@@ -54,6 +55,11 @@ class QAlign:
             "mode": "image",
             "scale": "1..5",
         }
+
+    def open(self) -> None:
+        """Loads the model of a scorer that has one."""
+        if isinstance(self._scorer, Opens):
+            self._scorer.open()
 
     def measure(self, video: Video) -> Measured:
         """Raises Unfit for a video without frames, and UserError for scores outside 1..5."""
@@ -75,44 +81,52 @@ class QAlign:
         return float(scores.mean())
 
 
-def remote_scorer(folder: str | Path, *, trust: bool = False, device: str = "cuda") -> Scorer:
-    """q-future/one-align from a folder of the user's, by transformers with the Python code in that folder. It was never
-    run here: the code was written for an older transformers. Raises UserError without `trust`, and where it cannot be
-    loaded."""
-    folder = Path(folder)
-    if not trust:
-        raise UserError(
-            f"{folder.name} brings its own program",
-            got="a model whose Python code would run with your rights; it was not opened",
-            expected="leave to run it, or scores in a file",
-            do="say trust if you have read that code, or score elsewhere and bring video, metric, value in a file",
-        )
-    if not folder.is_dir():
-        do = "fetch q-future/one-align (16 GB) and give its folder"
-        raise UserError("Q-Align not found", got=str(folder), expected="a folder with its model and code", do=do)
-    import torch
-    from transformers import AutoModelForCausalLM
+class RemoteScorer:
+    """q-future/one-align from a folder of the user's, by transformers with the Python code in that folder; loaded at
+    the first `open()`. It was never run here: the code was written for an older transformers. Raises UserError without
+    `trust`, and where there is no such folder."""
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=True, local_files_only=True, dtype=torch.float16
-        )
-    except Exception as error:  # whatever that code may raise
-        raise UserError(
-            f"{folder} could not be loaded",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected="the code of one-align to fit the installed transformers",
-            do="score in an environment of its own (transformers 4.36) and bring the scores in a file",
-        ) from error
-    model = model.to(device).eval()
+    def __init__(self, folder: str | Path, *, trust: bool = False, device: str = "cuda"):
+        self.folder, self._device = Path(folder), device
+        if not trust:
+            raise UserError(
+                f"{self.folder.name} brings its own program",
+                got="a model whose Python code would run with your rights; it was not opened",
+                expected="leave to run it, or scores in a file",
+                do="say trust if you have read that code, or score elsewhere and bring video, metric, value in a file",
+            )
+        if not self.folder.is_dir():
+            do = "fetch q-future/one-align (16 GB) and give its folder"
+            expected = "a folder with its model and code"
+            raise UserError("Q-Align not found", got=str(self.folder), expected=expected, do=do)
 
-    def scores(frames: Array, task: str) -> list[float]:
+    def open(self) -> None:
+        """Loads the model (16 GB). Raises UserError where it cannot be loaded."""
+        self._model.eval()
+
+    @cached_property
+    def _model(self):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder, trust_remote_code=True, local_files_only=True, dtype=torch.float16
+            )
+        except Exception as error:  # whatever that code may raise
+            raise UserError(
+                f"{self.folder} could not be loaded",
+                got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                expected="the code of one-align to fit the installed transformers",
+                do="score in an environment of its own (transformers 4.36) and bring the scores in a file",
+            ) from error
+        return model.to(self._device)
+
+    def __call__(self, frames: Array, task: str) -> list[float]:
+        import torch
         from PIL import Image
 
+        pictures = [Image.fromarray(frame) for frame in frames]
         with torch.inference_mode():
-            return [
-                float(model.score([Image.fromarray(frame)], task_=task, input_="image").reshape(-1)[0])
-                for frame in frames
-            ]
-
-    return scores
+            scores = [self._model.score([picture], task_=task, input_="image") for picture in pictures]
+        return [float(score.reshape(-1)[0]) for score in scores]

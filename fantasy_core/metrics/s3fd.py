@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .face_tracks import Box, Faces
-from .networks import open_network
+from .networks import Network
 
 Array = np.ndarray
 MEAN = (123.0, 117.0, 104.0)  # red, green, blue
@@ -147,5 +147,5 @@ def find(network: S3fdModel, frame: Array, device: str = "cpu") -> list[Box]:
 @contextmanager
 def s3fd_faces(weights: str | Path, device: str = "cpu") -> Iterator[Faces]:
     """Finds the boxes of a frame. weights: `sfd_face.pth`. Raises UserError for weights of another model."""
-    network, _ = open_network(S3fdModel, weights, "S3FD", device)
+    network = Network(S3fdModel, weights, "S3FD", device).open()
     yield lambda frame: find(network, frame, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -75,15 +76,24 @@ class Sam2:
     """SAM 2 from transformers, by a folder of its own; in each frame the mask that it gives for the body's box.
 
     folder: config.json and model.safetensors of facebook/sam2.1-hiera-*, as transformers has them. Unverified with real
-    weights. Raises UserError where the folder holds no such model.
+    weights. Raises UserError where there is no such folder.
     """
 
     verified = False
     settings: Mapping[str, object]
 
     def __init__(self, folder: str | Path, boxes: FaceBox, *, device: str = "cpu"):
-        self._model, self._boxes, self._device = _sam2(Path(folder)).to(device), boxes, device
+        self._folder, self._boxes, self._device = _folder_of_sam2(Path(folder)), boxes, device
         self.settings = {**boxes.settings, "mask": "sam2", "sam2": Path(folder).name, "sam2_sha256": weights_of(folder)}
+
+    @cached_property
+    def model(self):
+        """Sam2Model, ready on its device. Raises UserError where the folder holds another one."""
+        return _sam2(self._folder).to(self._device)
+
+    def open(self) -> None:
+        """Reads the model."""
+        self.model.eval()
 
     def of(self, video: Video, indices: Array) -> Iterator[Array | None]:
         for index, box in zip(indices, self._boxes.boxes(video, indices), strict=True):
@@ -93,12 +103,12 @@ class Sam2:
         """The subject bool [H, W] of a frame uint8 [H, W, 3] in a box of it."""
         height, width = frame.shape[:2]
         pixels = torch.from_numpy(np.ascontiguousarray(frame)).movedim(-1, 0)[None].float() / 255
-        side = self._model.config.prompt_encoder_config.image_size
+        side = self.model.config.prompt_encoder_config.image_size
         square = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True, align_corners=False)
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
         prompt = torch.tensor(box) * torch.tensor([side / width, side / height] * 2)
         with torch.inference_mode():
-            found = self._model(
+            found = self.model(
                 pixel_values=((square - mean) / deviation).to(self._device),
                 input_boxes=prompt[None, None].to(self._device),
                 multimask_output=False,
@@ -187,10 +197,14 @@ def weights_of(folder: str | Path) -> str | None:
     return sha256(files[0]) if len(files) == 1 else None
 
 
-def _sam2(folder: Path):
+def _folder_of_sam2(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         do = "fetch facebook/sam2.1-hiera-tiny and give its folder, or use face-box"
         raise UserError("SAM 2 not found", got=str(folder), expected="a folder with config.json and weights", do=do)
+    return folder
+
+
+def _sam2(folder: Path):
     try:
         from transformers import Sam2Model
 

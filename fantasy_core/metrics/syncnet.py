@@ -25,7 +25,7 @@ from ..media import check_file
 from .contract import Measured, Unfit, Video
 from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, tracks
 from .mfcc import RATE, mfcc
-from .networks import Held, open_network
+from .networks import Held, Network
 from .s3fd import s3fd_faces
 from .sampling import at_rate, scenes
 from .syncnet_model import SHIFT, SyncNetModel, shifted_distances
@@ -68,13 +68,13 @@ class SyncNet:
             do = f"use {MIN_TRACK}, or 100 as the reference does"
             raise UserError("min_track is too short", got=str(min_track), expected=f"{WINDOW} or more", do=do)
         self._faces = Held(_backend(faces, face_model, device))
-        self._network, digest = open_network(SyncNetModel, weights, "SyncNet v2", device)
+        self._network = Network(SyncNetModel, weights, "SyncNet v2", device)
         self._min_track, self._min_face, self._device, self._batch = min_track, min_face, device, max(batch, 1)
         named = faces if isinstance(faces, str) else faces_name or getattr(faces, "__name__", type(faces).__name__)
         self.settings = {
             "network": "SyncNet v2",
             "weights": Path(weights).name,
-            "weights_sha256": digest,
+            "weights_sha256": self._network.sha256,
             "faces": named,
             **_hashed(face_model),
             "fps": FPS,
@@ -85,7 +85,8 @@ class SyncNet:
         }
 
     def open(self) -> None:
-        """Opens what finds the faces. Raises UserError for weights of another model."""
+        """Reads the networks. Raises UserError for faces' weights of another model."""
+        self._network.open()
         self._faces.open()
 
     def measure(self, video: Video) -> Measured:
@@ -125,13 +126,13 @@ class SyncNet:
 
     def _embedded(self, faces: Tensor, sound: Array, windows: int) -> tuple[Tensor, Tensor]:
         cepstra = torch.from_numpy(mfcc(as_int16(sound)).T.copy()).float()
-        lips, heard = [], []
+        network, lips, heard = self._network.open(), [], []
         for start in range(0, windows, self._batch):
             places = range(start, min(start + self._batch, windows))
             pictures = torch.stack([faces[k : k + WINDOW].movedim(0, 1) for k in places]).float()
             pieces = torch.stack([cepstra[None, :, 4 * k : 4 * k + CEPSTRA] for k in places])
-            lips.append(self._network.lips(pictures.to(self._device)).cpu())
-            heard.append(self._network.sound(pieces.to(self._device)).cpu())
+            lips.append(network.lips(pictures.to(self._device)).cpu())
+            heard.append(network.sound(pieces.to(self._device)).cpu())
         return torch.cat(lips), torch.cat(heard)
 
 
