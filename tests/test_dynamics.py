@@ -261,6 +261,15 @@ def test_sam2_by_a_folder(sam2):
     assert (near - far).abs().max() > 1e-4
 
 
+def test_a_sam2_in_several_files_has_a_hash_too(sam2, tmp_path):
+    """Of one file it is that file's."""
+    settings = Sam2(sam2, FaceBox(detect=drawn_face)).settings
+    assert settings["sam2_sha256"] == sha256(next(sam2.glob("*.safetensors")))
+    for name in ("config.json", "model-1.safetensors", "model-2.safetensors"):
+        (tmp_path / name).write_text("{}")
+    assert len(Sam2(tmp_path, FaceBox(detect=drawn_face)).settings["sam2_sha256"]) == 64
+
+
 def test_a_folder_without_sam2(tmp_path):
     with pytest.raises(UserError, match="SAM 2 not found"):
         Sam2(tmp_path, FaceBox(detect=drawn_face))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fantasy_core.errors import UserError
+from fantasy_core.metrics.chosen import qalign
 from fantasy_core.metrics.contract import Metric, Video
 from fantasy_core.metrics.quality import QAlign, RemoteScorer, level_score, score5
 from fantasy_core.metrics.score_file import ScoreFile
@@ -65,6 +67,23 @@ def test_code_from_a_folder_needs_trust(tmp_path):
         RemoteScorer(tmp_path)
     with pytest.raises(UserError, match="not found"):
         RemoteScorer(tmp_path / "absent", trust=True)
+
+
+def test_a_model_is_told_by_what_is_in_its_folder(tmp_path):
+    """Two shards and code: the list that sha256sum makes of them, hashed. Other code in a folder of the same name is
+    another model; files of a hidden folder are none of it. No model is loaded for that."""
+    for name, content in (("model-1.safetensors", b"one"), ("model-2.safetensors", b"two"), ("code.py", b"pass")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "state.json").write_text("{}")
+    metric = qalign(tmp_path, trust=True)
+    parts = (("code.py", b"pass"), ("model-1.safetensors", b"one"), ("model-2.safetensors", b"two"))
+    lines = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in parts)
+    assert isinstance(metric, Metric) and metric.settings["device"] == "cuda"
+    assert metric.settings["weights_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    (tmp_path / "code.py").write_text("fail")
+    assert qalign(tmp_path, trust=True).settings != metric.settings
+    assert "device" not in qalign(tmp_path, trust=True, device="cpu").settings
 
 
 ROWS = [

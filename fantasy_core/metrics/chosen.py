@@ -30,7 +30,8 @@ def hands(weights: Path, *, persons: str | None = None, pose: str | None = None,
 def qalign(weights: Path, *, trust: bool = False, device: str = "cuda") -> QAlign:
     """IQA and AES. weights: a folder of q-future/one-align, whose Python code runs with `trust`; never run here. Raises
     UserError without it."""
-    return QAlign(RemoteScorer(weights, trust=trust, device=device), model=weights.name)
+    scorer = RemoteScorer(weights, trust=trust, device=device)
+    return QAlign(scorer, model=weights.name, about=scorer.about)
 
 
 def dynamics(

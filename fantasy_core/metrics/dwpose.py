@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..manifest import sha256
 from ..media import check_file
 from .hands import Hands
+from .networks import on_device
 
 Array = np.ndarray
 PERSON, SURE, SAME = 0, 0.3, 0.45  # class; least score of a person; overlap of boxes that are one
@@ -49,6 +50,7 @@ class DwPose:
             "least_person_score": SURE,
             "person": "largest box",
             "keypoint_score": "lower peak of SimCC",
+            **on_device(device),
         }
 
     @contextmanager

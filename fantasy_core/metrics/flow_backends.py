@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .networks import Network
+from .networks import Network, on_device
 
 Array = np.ndarray
 EIGHTH = 8  # RAFT works on an eighth of the size
@@ -52,6 +52,7 @@ class RaftFlow:
             "flow": "raft_large",
             "weights": Path(weights).name,
             "weights_sha256": self._network.sha256,
+            **on_device(device),
             "torchvision": version,
             "updates": 12,
         }

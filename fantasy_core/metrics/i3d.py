@@ -24,7 +24,7 @@ from ..media import check_file
 from .contract import Measured, Unfit, Video
 from .frechet import compared, set_better, set_columns
 from .i3d_model import CLASSES, I3d
-from .networks import Network
+from .networks import Network, on_device
 from .resampled import Resampled
 from .sampling import at_rate
 
@@ -54,6 +54,7 @@ class Fvd:
             "network": f"I3D Kinetics-400 logits{', TorchScript' if script else ''}",
             "weights": Path(weights).name,
             "weights_sha256": self._network.sha256,
+            **on_device(device),
             "fps": FPS,
             "window": WINDOW,
             "stride": WINDOW,

@@ -19,7 +19,7 @@ from ..errors import UserError
 from .contract import Measured, Unfit, Video
 from .frechet import compared, set_better, set_columns
 from .inception_model import SIDE, Inception
-from .networks import Network
+from .networks import Network, on_device
 from .resampled import Resampled
 
 Array = np.ndarray
@@ -55,6 +55,7 @@ class Fid:
             "network": "Inception v3, pool3, 2048",
             "weights": Path(weights).name,
             "weights_sha256": self._network.sha256,
+            **on_device(device),
             "resize": f"{resize} {SIDE}",
             "every": every,
         }

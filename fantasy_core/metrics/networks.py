@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -46,6 +47,23 @@ class Network(Generic[Net]):
 
     def _tensors(self) -> TensorSet:
         return _with_counts(open_tensors(self._path))
+
+
+def folder_sha256(folder: Path, endings: tuple[str, ...]) -> str | None:
+    """What a folder's files with these endings are: the sha256 of one; of several that of their hashes and names, as
+    `sha256sum` lists them; None where there is none. Hidden files are left out."""
+    places = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix in endings and path.is_file())
+    files = [path for path in places if not any(part.startswith(".") for part in path.parts)]
+    if len(files) == 1:
+        return sha256(folder / files[0])
+    lines = "".join(f"{sha256(folder / path)}  {path.as_posix()}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else None
+
+
+def on_device(device: str) -> dict[str, str]:
+    """For settings: the kind of a device that rounds otherwise than the processor does."""
+    kind = torch.device(device).type
+    return {} if kind == "cpu" else {"device": kind}
 
 
 class Held(Generic[Thing]):

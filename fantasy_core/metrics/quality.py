@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from .contract import Measured, Opens, Unfit, Video
+from .networks import folder_sha256, on_device
 from .sampling import evenly
 
 Array = np.ndarray
@@ -23,6 +24,7 @@ LEVELS = ("excellent", "good", "fair", "poor", "bad")
 POINTS = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
 TASKS = {"iqa": "quality", "aes": "aesthetics"}
 FRAMES = 8
+MODEL_FILES = (".safetensors", ".bin", ".pt", ".json", ".model", ".txt", ".py")
 
 
 def level_score(logits: Array) -> Array:
@@ -44,17 +46,14 @@ class QAlign:
     columns = tuple(TASKS)
     better: Mapping[str, int] = dict.fromkeys(TASKS, 1)
     verified = False
-    settings: Mapping[str, object]
 
-    def __init__(self, scorer: Scorer, *, model: str, model_sha256: str | None = None):
-        self._scorer = scorer
-        self.settings = {
-            "model": model,
-            "weights_sha256": model_sha256,
-            "frames": FRAMES,
-            "mode": "image",
-            "scale": "1..5",
-        }
+    def __init__(self, scorer: Scorer, *, model: str, about: Callable[[], Mapping[str, object]] = dict):
+        """about: more for the settings, asked once and where they are read: hashes of 16 GB take their time."""
+        self._scorer, self._model, self._about = scorer, model, about
+
+    @cached_property
+    def settings(self) -> Mapping[str, object]:
+        return {"model": self._model, **self._about(), "frames": FRAMES, "mode": "image", "scale": "1..5"}
 
     def open(self) -> None:
         """Loads the model of a scorer that has one."""
@@ -99,6 +98,14 @@ class RemoteScorer:
             do = "fetch q-future/one-align (16 GB) and give its folder"
             expected = "a folder with its model and code"
             raise UserError("Q-Align not found", got=str(self.folder), expected=expected, do=do)
+
+    def about(self) -> dict[str, object]:
+        """What its scores depend on: the content of the folder, its code too, and the kind of device."""
+        return {
+            "weights_sha256": folder_sha256(self.folder, MODEL_FILES),
+            "dtype": "float16",
+            **on_device(self._device),
+        }
 
     def open(self) -> None:
         """Loads the model (16 GB). Raises UserError where it cannot be loaded."""

@@ -18,11 +18,13 @@ from ..manifest import sha256
 from ..media import read_image, read_video
 from .contract import Unfit, Video
 from .face_tracks import Box, box_of
+from .networks import folder_sha256, on_device
 from .sampling import TOUCH
 
 Array = np.ndarray
 WIDE, HIGH, ABOVE = 3.0, 4.0, 0.5  # faces that the body's box is wide and high, and reaches above the face
 CONFIDENCE = 0.5, 0.9  # of a face in the whole frame, in windows of it
+WEIGHTS = (".safetensors", ".bin")
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -84,7 +86,13 @@ class Sam2:
 
     def __init__(self, folder: str | Path, boxes: FaceBox, *, device: str = "cpu"):
         self._folder, self._boxes, self._device = _folder_of_sam2(Path(folder)), boxes, device
-        self.settings = {**boxes.settings, "mask": "sam2", "sam2": Path(folder).name, "sam2_sha256": weights_of(folder)}
+        self.settings = {
+            **boxes.settings,
+            "mask": "sam2",
+            "sam2": Path(folder).name,
+            "sam2_sha256": folder_sha256(Path(folder), WEIGHTS),
+            **on_device(device),
+        }
 
     @cached_property
     def model(self):
@@ -189,12 +197,6 @@ def at_times(file: Path, times: Array) -> Iterator[Array]:
         while following is not None and following[0] <= time + TOUCH:
             shown, following = following, next(frames, None)
         yield shown[1].numpy()
-
-
-def weights_of(folder: str | Path) -> str | None:
-    """The sha256 of a folder's one file of weights; None where there are several."""
-    files = list(Path(folder).glob("*.safetensors"))
-    return sha256(files[0]) if len(files) == 1 else None
 
 
 def _folder_of_sam2(folder: Path) -> Path:

@@ -25,7 +25,7 @@ from ..media import check_file
 from .contract import Measured, Unfit, Video
 from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, tracks
 from .mfcc import RATE, mfcc
-from .networks import Held, Network
+from .networks import Held, Network, on_device
 from .s3fd import s3fd_faces
 from .sampling import at_rate, scenes
 from .syncnet_model import SHIFT, SyncNetModel, shifted_distances
@@ -75,6 +75,7 @@ class SyncNet:
             "network": "SyncNet v2",
             "weights": Path(weights).name,
             "weights_sha256": self._network.sha256,
+            **on_device(device),
             "faces": named,
             **_hashed(face_model),
             "fps": FPS,
