@@ -65,6 +65,19 @@ class Machine(Brightness):
         return super().measure(video)
 
 
+class Faulty(Brightness):
+    """Its constructor has a fault."""
+
+    def __init__(self):
+        raise RuntimeError("no room on the device")
+
+
+class NoMetric:
+    """It measures nothing, and has no columns."""
+
+    name, settings = "none", {}
+
+
 class Opening(Brightness):
     """The same by a network, which is a file that says so; every opening is told in FILE.log by its process."""
 

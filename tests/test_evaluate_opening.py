@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from plain_metrics import MACHINE, OPENING, PLAIN, SETS, write_methods
+from planted_weights import planted_file
 
+from fantasy_core.metrics.inception_model import Inception
 from train.evaluate import main
 
 
@@ -45,6 +47,20 @@ def test_a_network_that_cannot_be_opened_is_a_column_without_numbers(tmp_path, m
     assert told["columns"][OPENING]["covers"] == ["brightness", "loudness"] and not told["errors"]
     assert "weights is no network" in capsys.readouterr().err
     assert len(openings(network)) == 1
+
+
+def test_what_cannot_be_built_costs_its_own_column(tmp_path, methods):
+    """A fault of a constructor, what is no metric, devices that there are not: each says why, the rest is measured."""
+    weights = planted_file(Inception, tmp_path / "inception.pth")
+    flags = ("--weights", f"fid={weights}", "--options")
+    metrics = (PLAIN, "plain_metrics:Faulty", "plain_metrics:NoMetric", "fid")
+    told = evaluate(tmp_path, methods, *flags, "fid.device=cuda:99", metrics=metrics)
+    why = {name: cell["reason"] for name, cell in told["cells"]["a"].items() if cell["mean"] is None}
+    assert why["plain_metrics:Faulty"].endswith("cannot be built: RuntimeError: no room on the device")
+    assert "no better, columns, measure, verified" in why["plain_metrics:NoMetric"]
+    assert "the device cannot be used: cuda:99" in why["fid"] and told["cells"]["a"]["brightness"]["n"] == 2
+    told = evaluate(tmp_path, methods, *flags, "fid.device=foo", metrics=(PLAIN, "fid"))
+    assert "the device cannot be used: foo" in told["cells"]["a"]["fid"]["reason"]
 
 
 def test_strict_wants_a_number_of_every_metric(tmp_path, methods, capsys):

@@ -208,3 +208,9 @@ def test_a_file_that_is_no_hand_landmarker(tmp_path):
                 pass
         except OSError as error:
             pytest.skip(str(error))
+
+
+def test_a_device_that_is_none(tmp_path):
+    (tmp_path / "any.onnx").write_text("a file")
+    with pytest.raises(UserError, match="device cannot be used"):
+        DwPose(tmp_path / "any.onnx", tmp_path / "any.onnx", device="foo")

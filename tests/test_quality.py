@@ -76,13 +76,13 @@ def test_a_model_is_told_by_what_is_in_its_folder(tmp_path):
         (tmp_path / name).write_bytes(content)
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "state.json").write_text("{}")
-    metric = qalign(tmp_path, trust=True)
+    metric = qalign(tmp_path, trust=True, device="meta")
     parts = (("code.py", b"pass"), ("model-1.safetensors", b"one"), ("model-2.safetensors", b"two"))
     lines = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in parts)
-    assert isinstance(metric, Metric) and metric.settings["device"] == "cuda"
+    assert isinstance(metric, Metric) and metric.settings["device"] == "meta"
     assert metric.settings["weights_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     (tmp_path / "code.py").write_text("fail")
-    assert qalign(tmp_path, trust=True).settings != metric.settings
+    assert qalign(tmp_path, trust=True, device="meta").settings != metric.settings
     assert "device" not in qalign(tmp_path, trust=True, device="cpu").settings
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from fantasy_core.errors import UserError, some
 from fantasy_core.media.files import replacing
 from fantasy_core.metrics.contract import PooledMetric, SetMetric
-from train.evaluate_cache import Cache, Failure, told
+from train.evaluate_cache import Cache, Failure, failure_of
 from train.evaluate_compare import (
     Measurement,
     best_of,
@@ -117,14 +117,16 @@ def tell_plan(methods: list[Method], reference: Method | None, asked: Wanted) ->
 
 
 def build(asked: Wanted, protocol: Protocol) -> tuple[Bench, dict[str, Absent]]:
-    """The metrics, and those that cannot be built (weights of another model)."""
+    """The metrics, and those that cannot be built: weights of another model, a device that is not there, a fault."""
     metrics, absent, specs = {SceneCuts.name: SceneCuts()}, dict(asked.absent), []
     for spec in asked.specs:
         try:
             metrics[spec.name] = spec.build()
             specs.append(spec)
-        except UserError as error:
-            absent[spec.name] = absence(spec, told(error))
+        except Exception as error:  # a constructor's own must not cost the other metrics
+            absent[spec.name] = absence(
+                spec, failure_of(error, f"{spec.name} cannot be built", "a metric", "check its settings")
+            )
     columns = [column for metric in metrics.values() for column in metric.columns]
     if twice := sorted({column for column in columns if columns.count(column) > 1}):
         do = "measure them in evaluations of their own"

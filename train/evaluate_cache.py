@@ -59,6 +59,13 @@ def told(error: UserError) -> dict[str, str]:
     return {"what": error.what, "got": error.got, "expected": error.expected, "do": error.do}
 
 
+def failure_of(error: Exception, what: str, expected: str, do: str) -> dict[str, str]:
+    """The four parts of an error; of one that has none, these and what it says."""
+    if isinstance(error, UserError):
+        return told(error)
+    return {"what": what, "got": f"{type(error).__name__}: {error}", "expected": expected, "do": do}
+
+
 def settings_hash(settings: Mapping[str, Any]) -> str:
     """A name of settings: equal ones have equal names."""
     text = json.dumps([VERSION, settings], sort_keys=True, default=str)

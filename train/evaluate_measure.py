@@ -19,7 +19,7 @@ from fantasy_core.manifest import sha256
 from fantasy_core.media import check_file
 from fantasy_core.metrics.contract import Measured, Metric, Opens, ReadsBeside, Unfit, Video
 from fantasy_core.progress import Progress
-from train.evaluate_cache import Cache, Failure, Found, Seen, settings_hash, state_of, told
+from train.evaluate_cache import Cache, Failure, Found, Seen, failure_of, settings_hash, state_of, told
 from train.evaluate_registry import Spec
 from train.evaluate_videos import Protocol, SceneCuts, decoded, facts_of
 from train.workers import WorkerKilled, each
@@ -96,7 +96,7 @@ def see(path: Path) -> Seen:
     except UserError as error:
         return Seen(digest, None, told(error))
     except (OSError, MemoryError) as error:  # of the machine: nothing is known of the file
-        return Seen("", None, _fault(f"cannot read {path}", error, "a file that can be read", "try it again"))
+        return Seen("", None, failure_of(error, f"cannot read {path}", "a file that can be read", "try it again"))
 
 
 def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: int) -> Results:
@@ -115,7 +115,7 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
     given = (specs, bench.protocol, None if workers else bench.metrics)
     with Progress("videos", len(jobs), shown=bool(jobs)) as progress:
         for job, rows in each(measure, _once(jobs), workers, prepare=prepare, given=given, in_order=False):
-            died = _failed(rows) if isinstance(rows, UserError) else None
+            died = Found(None, told(rows), versions(), lasting=False) if isinstance(rows, UserError) else None
             for name, key in job.metrics.items():
                 found[job.path, name] = one = died or rows[name]
                 cache.put(job.sha256, name, key, one)
@@ -163,70 +163,61 @@ _PREPARED: dict[str, Any] = {}
 
 
 def prepare(specs: Sequence[Spec], protocol: Protocol, built: Mapping[str, Metric] | None) -> None:
-    """Build the metrics of this process, once, if they are not `built` in it already."""
+    """The metrics of this process are built when they are first needed, if they are not `built` in it already."""
     _PREPARED.clear()
-    own = built or {SceneCuts.name: SceneCuts()} | {spec.name: spec.build() for spec in specs}
-    _PREPARED.update(protocol=protocol, opened={}, metrics=own)
+    own = built or {SceneCuts.name: SceneCuts()}
+    _PREPARED.update(protocol=protocol, specs={spec.name: spec for spec in specs}, metrics=dict(own), opened={})
 
 
 def measure(job: Job) -> dict[str, Found]:
     """What the metrics of a job say of its video, or how they fail."""
     closed = {name: found for name in job.metrics if (found := _opened(name))}
-    open_ones = [name for name in job.metrics if name not in closed]
-    return closed | (_measured_by(open_ones, job) if open_ones else {})
+    ready = [name for name in job.metrics if name not in closed]
+    return closed | (_measured_by(ready, job) if ready else {})
 
 
 def _opened(name: str) -> Found | None:
     """Opens a metric, once in this process; how that failed, each time it is asked."""
     if name not in _PREPARED["opened"]:
-        _PREPARED["opened"][name] = _opening(_PREPARED["metrics"][name])
+        _PREPARED["opened"][name] = _opening(name)
     return _PREPARED["opened"][name]
 
 
-def _opening(metric: Metric) -> Found | None:
+def _opening(name: str) -> Found | None:
+    metrics = _PREPARED["metrics"]
     try:
-        if isinstance(metric, Opens):
-            metric.open()
-    except UserError as error:
-        return replace(_failed(error), lasting=False, of_metric=True)
+        if name not in metrics:
+            metrics[name] = _PREPARED["specs"][name].build()
+        if isinstance(metrics[name], Opens):
+            metrics[name].open()
     except Exception as error:  # of a library, or of a device that is full
-        wrong = _fault(
-            f"{metric.name} cannot be opened", error, "room for its networks", "check its settings and files"
-        )
-        return Found(None, wrong, versions(), lasting=False, of_metric=True)
+        do = "check the metric's settings and files, and that nothing else fills the device"
+        found = _failed(error, f"{name} cannot be opened", "room for its networks", do)
+        return replace(found, lasting=False, of_metric=True)
     return None
 
 
 def _measured_by(names: Sequence[str], job: Job) -> dict[str, Found]:
     try:
         video = decoded(job.path, _PREPARED["protocol"])
-    except UserError as error:
-        return dict.fromkeys(names, _failed(error))
     except Exception as error:  # memory, or a decoder's own
-        wrong = _fault(f"cannot decode {job.path}", error, "frames that fit into memory", "try it again, or convert it")
-        return dict.fromkeys(names, Found(None, wrong, versions(), lasting=False))
+        found = _failed(error, f"cannot decode {job.path}", "frames that fit into memory", "try again, or convert it")
+        return dict.fromkeys(names, found)
     return {name: _measured(_PREPARED["metrics"][name], video) for name in names}
 
 
 def _measured(metric: Metric, video: Video) -> Found:
     try:
         return Found(_checked(metric.measure(video)), None, versions())
-    except UserError as error:
-        return _failed(error)
     except Exception as error:  # a metric's own fault must not cost the others
         do = "try it again; if it stays, it is a fault of the metric: report it with this video"
-        wrong = _fault(f"{metric.name} failed", error, "a number or a reason", do)
-        return Found(None, wrong, versions(), lasting=False)
+        return _failed(error, f"{metric.name} failed", "a number or a reason", do)
 
 
-def _failed(error: UserError) -> Found:
-    """A video that is unfit stays so; all else may have been the machine's."""
-    return Found(None, told(error), versions(), lasting=isinstance(error, Unfit))
-
-
-def _fault(what: str, error: Exception, expected: str, do: str) -> Failure:
-    """The four parts of an error that has none."""
-    return {"what": what, "got": f"{type(error).__name__}: {error}", "expected": expected, "do": do}
+def _failed(error: Exception, what: str, expected: str, do: str) -> Found:
+    """A video that is unfit stays so; all else may have been the machine's. what, expected, do: of an error that is no
+    UserError."""
+    return Found(None, failure_of(error, what, expected, do), versions(), lasting=isinstance(error, Unfit))
 
 
 def _checked(measured: Measured) -> Measured:

@@ -32,6 +32,8 @@ class Entry:
     by_name: bool = False
 
 
+PARTS = ("name", "columns", "better", "settings", "verified", "measure")  # of a metric
+
 METRICS = {
     "lips": Entry(
         "fantasy_core.metrics.lip_offset:LipOffset", "face_landmarker.task of mediapipe (4 MB, Apache-2.0)", "task"
@@ -74,7 +76,14 @@ class Spec:
     by_name: bool = False
 
     def build(self) -> Metric:
-        return class_of(self.place)(**self.keywords)
+        """Raises UserError for what is no metric, and whatever its constructor does."""
+        made = class_of(self.place)(**self.keywords)
+        if lacking := [part for part in PARTS if part not in dir(made)]:  # settings may cost long: they are not asked
+            do = "see fantasy_core/metrics/contract.py"
+            raise UserError(
+                f"{self.place} is no metric", got=f"no {some(lacking)}", expected=some(PARTS, len(PARTS)), do=do
+            )
+        return made
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from ..errors import UserError
 from ..manifest import sha256
 from ..media import check_file
 from .hands import Hands
-from .networks import on_device
 
 Array = np.ndarray
 PERSON, SURE, SAME = 0, 0.3, 0.45  # class; least score of a person; overlap of boxes that are one
@@ -40,6 +39,9 @@ class DwPose:
 
     def __init__(self, detector: str | Path, pose: str | Path, *, device: str = "cpu"):
         self._files = check_file(detector, "detector of persons"), check_file(pose, "whole-body pose network")
+        if device not in PROVIDERS:
+            do = "name one of these"
+            raise UserError("the device cannot be used", got=device, expected=" or ".join(PROVIDERS), do=do)
         self._device = device
         self.settings = {
             "detector": "dwpose",
@@ -50,7 +52,7 @@ class DwPose:
             "least_person_score": SURE,
             "person": "largest box",
             "keypoint_score": "lower peak of SimCC",
-            **on_device(device),
+            **({} if device == "cpu" else {"device": device}),
         }
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..manifest import sha256
 from ..media import check_file
 from ..weights.files import Lazy, TensorSet, open_tensors
@@ -61,9 +62,20 @@ def folder_sha256(folder: Path, endings: tuple[str, ...]) -> str | None:
 
 
 def on_device(device: str) -> dict[str, str]:
-    """For settings: the kind of a device that rounds otherwise than the processor does."""
-    kind = torch.device(device).type
-    return {} if kind == "cpu" else {"device": kind}
+    """For settings: the kind of a device that rounds otherwise than the processor does. Raises UserError for one that
+    torch does not know or this machine does not have; nothing is put on it."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise _no_device(device, str(error).splitlines()[0]) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise _no_device(device, f"{torch.cuda.device_count()} of that kind")
+    return {} if found.type == "cpu" else {"device": found.type}
+
+
+def _no_device(name: str, got: str) -> UserError:
+    do = "set the metric's device to cpu, or install torch for this GPU"
+    return UserError("the device cannot be used", got=f"{name}: {got}", expected="cpu, or a GPU like cuda:0", do=do)
 
 
 class Held(Generic[Thing]):

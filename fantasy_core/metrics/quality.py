@@ -98,6 +98,7 @@ class RemoteScorer:
             do = "fetch q-future/one-align (16 GB) and give its folder"
             expected = "a folder with its model and code"
             raise UserError("Q-Align not found", got=str(self.folder), expected=expected, do=do)
+        on_device(device)  # which is the GPU, if none is named
 
     def about(self) -> dict[str, object]:
         """What its scores depend on: the content of the folder, its code too, and the kind of device."""
