@@ -277,6 +277,15 @@ def test_flags_that_mean_nothing(tmp_path, methods, capsys, flags, metrics, word
     assert words in refused(tmp_path, capsys, methods, *flags, metrics=metrics)
 
 
+@pytest.mark.parametrize("text", ["class Metric(:", "raise ValueError('no')", "1 / 0"])
+def test_a_module_that_cannot_be_imported(tmp_path, methods, capsys, monkeypatch, text):
+    """Whatever it raises is told, with its kind."""
+    (tmp_path / "faulty_module.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    err = refused(tmp_path, capsys, methods, metrics=("faulty_module:Metric",))
+    assert "faulty_module:Metric cannot be imported" in err and "Error: " in err
+
+
 def test_unpaired_inputs_are_reported(tmp_path, methods):
     write_grey(tmp_path / "b" / "07.mp4", 0.5)
     told = evaluate(tmp_path, methods)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from plain_metrics import MACHINE, PLAIN, write_grey, write_methods
+from plain_metrics import COLOURS, MACHINE, PLAIN, write_grey, write_methods
 
 from fantasy_core.manifest import sha256
 from fantasy_core.media import VideoWriter
@@ -109,6 +109,19 @@ def test_a_mask_that_was_mended_is_used(tmp_path):
     assert second["beside"]["dynamics"]["mask_sha256"] == sha256(tmp_path / "a" / "01.mask.png")
     write_half(tmp_path / "a" / "00.mask.png", left=False)
     assert measured()[0]["values"] == second["values"]
+
+
+# ---- features ----
+
+
+@pytest.mark.parametrize("content", [b"", b"no array at all", None])
+def test_damaged_features_are_measured_again(tmp_path, methods, content):
+    """Emptied, overwritten, or cut short (None)."""
+    flags = ("--reference", tmp_path / "a")
+    first = evaluate(tmp_path, methods, *flags, metrics=(COLOURS,))
+    for path in (tmp_path / "out" / "cache" / "features").iterdir():
+        path.write_bytes(path.read_bytes()[:100] if content is None else content)
+    assert evaluate(tmp_path, methods, *flags, metrics=(COLOURS,)) == first
 
 
 # ---- files ----

@@ -113,7 +113,7 @@ class Cache:
     # ---- measurements ----
 
     def get(self, video: str, metric: str, settings: str) -> Found | None:
-        """None where it was not measured, or where its features are gone."""
+        """None where it was not measured, or where its features are gone or damaged."""
         row = self._rows.get(f"{video}:{metric}:{settings}")
         if row is None:
             return None
@@ -121,10 +121,9 @@ class Cache:
             return None
         if row["failed"]:
             return Found(None, row["failed"], row["versions"])
-        path = self.folder / "features" / f"{row['features']}.npy"
-        if row["features"] and not path.is_file():
+        features = self._features(row["features"]) if row["features"] else None
+        if row["features"] and features is None:
             return None
-        features = np.load(path, allow_pickle=False) if row["features"] else None
         return Found(Measured(row["values"], row["reasons"], features), None, row["versions"])
 
     def put(self, video: str, metric: str, settings: str, found: Found) -> None:
@@ -143,6 +142,12 @@ class Cache:
         }
         self._part.append(row)
         self._rows[key] = row
+
+    def _features(self, name: str) -> np.ndarray | None:
+        try:
+            return np.load(self.folder / "features" / f"{name}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
 
     def _store(self, key: str, features: np.ndarray) -> str:
         """Features are whole on the disk before their row is."""

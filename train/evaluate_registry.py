@@ -129,16 +129,17 @@ def columns_of(spec: Spec) -> tuple[str, ...]:
 
 
 def class_of(place: str) -> Any:
-    """The class or function at `package.module:Class`. Raises UserError where there is none."""
+    """The class or function at `package.module:Class`. Raises UserError where there is none, and for a module that
+    fails when it is imported."""
     module, _, name = place.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module of the user's may raise
         raise UserError(
             f"the metric {place} cannot be imported",
             got=f"{type(error).__name__}: {error}",
             expected="module:Class that Python finds",
-            do="check the name, and PYTHONPATH",
+            do="check the name, and PYTHONPATH, or mend the module",
         ) from error
 
 
