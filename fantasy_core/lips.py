@@ -237,7 +237,7 @@ def in_window(detect: Detect, frame: Array, left: float, top: float, side: float
 @contextmanager
 def landmarker(task: str | Path | None = None, *, faces: int = 4, confidence: float = 0.5) -> Iterator[Detect]:
     """mediapipe's face landmarks: the Tasks API with the user's face_landmarker.task, or `mp.solutions` of 0.10.21 and
-    older, which bring their models. Raises UserError where neither is there."""
+    older, which bring their models. Raises UserError where neither is there, and for a file that is no such model."""
     try:
         import mediapipe
     except (ImportError, OSError) as error:
@@ -276,7 +276,12 @@ def _tasks(mediapipe, task, faces: int, confidence: float) -> Iterator[Detect]:
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
         return [_pixels(face, frame) for face in network.detect(image).face_landmarks]
 
-    with vision.FaceLandmarker.create_from_options(options) as network:
+    try:
+        network = vision.FaceLandmarker.create_from_options(options)
+    except (RuntimeError, ValueError, OSError) as error:
+        expected, do = f"mediapipe's {TASK}, and on Linux libEGL and libGLESv2", "fetch it anew and give its path"
+        raise UserError(f"{task} cannot be opened", got=f"{error}"[:200], expected=expected, do=do) from error
+    with network:
         yield detect
 
 
@@ -292,5 +297,4 @@ def _solutions(mediapipe, task, faces: int, confidence: float) -> Iterator[Detec
 
 
 def _pixels(face, frame: Array) -> Array:
-    height, width = frame.shape[:2]
-    return np.array([(point.x * width, point.y * height) for point in face], np.float64)
+    return np.array([(point.x, point.y) for point in face], np.float64) * frame.shape[1::-1]

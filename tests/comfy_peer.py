@@ -40,8 +40,9 @@ url = "https://example.invalid/toy.safetensors"
 
 class Peer:
     """A context manager. Every job saves `video` (bytes) after `seconds`. `faults` maps a number of a job on this
-    server, from 0 on, to "refuse", "fail", "cut" (the download breaks off), "forget" or "junk"; `hang` answers nothing
-    while it is set; a port can be given to come back to."""
+    server, from 0 on, to "refuse" (a model that is not there), "odd" (a width that no node takes), "fail", "cut" (the
+    download breaks off), "forget" or "junk"; a portrait that is not among `uploads` is refused too; `hang` answers
+    nothing while it is set; a port can be given to come back to."""
 
     def __init__(self, video: bytes, *, seconds: float = 0.0, faults: dict[int, str] | None = None, port: int = 0):
         self.video, self.seconds, self.faults = video, seconds, faults or {}
@@ -124,11 +125,27 @@ class Peer:
         fault = self.faults.get(number)
         job = {"prompt": told["prompt"], "until": time.monotonic() + self.seconds, "fault": fault}
         self.jobs[told["prompt_id"]] = job
-        if fault == "refuse":
-            error = {"message": "Value not in list", "details": "model: 'toy.safetensors' not in []"}
-            whole = {"message": "Prompt outputs failed validation", "details": ""}
-            return 400, {"error": whole, "node_errors": {"3": {"errors": [error], "class_type": "Toy"}}}
+        if (error := self._wrong(told["prompt"], fault)) is not None:
+            whole = {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"}
+            return 400, {"error": whole, "node_errors": error}
         return 200, {"prompt_id": told["prompt_id"]}
+
+    def _wrong(self, graph: dict[str, Any], fault: str | None) -> dict[str, Any] | None:
+        """What a real server says of a graph that it refuses."""
+        faults = {
+            "refuse": ("3", "value_not_in_list", "Value not in list", "model", "model: 'toy.safetensors' not in []"),
+            "odd": ("3", "value_bigger_than_max", "Value 9000 bigger than max of 8192", "width", "9000"),
+        }
+        image = graph.get("1", {}).get("inputs", {}).get("image", "")
+        if image and image.rsplit("/", 1)[-1] not in self.uploads:
+            told = f"image - Invalid image file: {image}"
+            faults["lost"] = ("1", "custom_validation_failed", "Custom validation failed for node", "image", told)
+            fault = "lost"
+        if fault not in faults:
+            return None
+        node, kind, message, name, details = faults[fault]
+        error = {"type": kind, "message": message, "details": details, "extra_info": {"input_name": name}}
+        return {node: {"errors": [error], "class_type": GRAPH[node]["class_type"]}}
 
     def _history(self, path, *_):
         name = path.rsplit("/", 1)[1]

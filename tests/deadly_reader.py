@@ -1,4 +1,4 @@
-"""Work for other processes, in a module that they can import: it dies over a job, refuses one, or stays."""
+"""Work for other processes, in a module that they can import: it dies, refuses a job, stays, or cannot begin."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ def tell_and_stay(job: Path) -> None:
 def slow_first(job: int) -> int:
     time.sleep(1.0 if job == 0 else 0.0)
     return job
+
+
+def cannot_begin(error: Exception) -> None:
+    raise error
+
+
+def die_over_pair(job: tuple[Path, str]) -> str:
+    return die_over(job[0])

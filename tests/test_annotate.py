@@ -12,8 +12,10 @@ import pytest
 from fantasy_core.errors import UserError
 from fantasy_core.pair_rules import DIMENSIONS
 from train import annotate
+from train.annotate import Listed
 from train.annotations import Vote, read_annotations
 from train.label_studio import FOLDER, LAST_WORDS, PROJECTS, question, read_export
+from train.splits import split_of
 
 # ---- Label Studio ----
 
@@ -180,6 +182,18 @@ def test_from_tasks_to_labels_and_back_to_the_arbiter(videos, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["agreement"]["ls"]["reversal_rate"] == 1.0 and report["todo"] == {"votes": 6}
     assert set(report["made_from"]) == {"videos", "labels", "arbiter"} and tasks_of(videos, "arbiter") == {}
+
+
+def test_clips_of_one_file_stay_in_one_split():
+    """train.clips gave its clips splits by footage file: they stay, for a source with a test clip. A source whose rows
+    all say train was not split, and falls by its inputs' names; but a rival of a test clip is a test, too."""
+    listed = [Listed(f"r{k}", f"clip{k}", "", "real", split="test" if k == 3 else "train") for k in range(40)]
+    listed += [Listed("rival", "clip3", "", "humo", split="train")]
+    listed += [Listed(f"m{k}", f"i{k}", "", "humo", split="train") for k in range(200)]
+    found = annotate.splits(listed, 0.25, seed=1)
+    assert [name for name in found if name.startswith("clip") and found[name] == "test"] == ["clip3"]
+    assert {found[f"i{k}"] == split_of(f"i{k}", 0.25, 1) for k in range(200)} == {True}
+    assert sum(found[f"i{k}"] == "test" for k in range(200)) in range(30, 71)  # 50 -+ 3 sd
 
 
 def test_a_table_is_the_same(videos, tmp_path, capsys):

@@ -61,6 +61,26 @@ def test_a_refusal_names_the_node_and_stops_that_source_alone(files, video, caps
     assert len(peer.jobs) == 5 and "The sampler" in capsys.readouterr().err
 
 
+def test_a_job_that_is_refused_for_its_own_values_is_alone(files, video):  # noqa: F811
+    """The first of four jobs has a size that no node takes, in all three tries (the 1st, 5th and 6th that the server
+    gets, since it goes to the end): that one is not made, and the other three are."""
+    with Peer(video, faults=dict.fromkeys((0, 4, 5), "odd")) as peer:
+        assert stage.main(arguments(files, peer)) == 2
+    assert [row["video"] for row in rows_of(files)] == ["i0_toy_1", "i1_toy_0", "i1_toy_1"] and len(peer.jobs) == 6
+    (fault,) = failures_of(files)
+    assert fault["of"] == "i0_toy_0" and "bigger than max of 8192" in fault["why"] and "tried 3 times" in fault["why"]
+
+
+def test_a_server_whose_input_folder_is_emptied_gets_the_files_again(files, video):  # noqa: F811
+    """While the first job runs: the second is refused for its portrait, the files are sent again, and all are made."""
+    with Peer(video, seconds=0.2) as peer:
+        emptied = threading.Thread(target=lambda: (wait_for(lambda: len(peer.jobs) == 1), peer.uploads.clear()))
+        emptied.start()
+        assert stage.main(arguments(files, peer)) == 0
+        emptied.join()
+    assert len(peer.jobs) == 5 and len(rows_of(files)) == 4
+
+
 def test_what_fails_on_one_server_is_made_on_another(files, video):  # noqa: F811
     """Everything fails on the first; the second makes all, and no video is tried twice on the first."""
     with Peer(video, faults=dict.fromkeys(range(99), "fail")) as bad, Peer(video) as good:

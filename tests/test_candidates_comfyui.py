@@ -120,6 +120,26 @@ def test_the_server_takes_a_shipped_graph(servers, files, name):
     assert len(said) == len(source.files) and all("no file models/" in one for one in said)
 
 
+@pytest.mark.parametrize("frames", [49, 81, 85, 153])
+def test_infinitetalk_goes_on_with_a_second_window(servers, files, frames):
+    """The shipped graph with black pictures in place of what the first window decodes to, white ones for the second:
+    as many frames as asked, the first 81 black, the others white (9 of its 81 repeat the first window's)."""
+    client = ComfyServer(servers[0].url)
+    names = ("portrait.png", "a0.wav")
+    place = {"portrait": client.upload(files / names[0], "p" * 32), "audio": client.upload(files / names[1], "a" * 32)}
+    told = dict.fromkeys(("prompt", "negative_prompt"), "") | {"prefix": f"windows/{frames}", "fps": 25.0}
+    told |= {"seed": 1, "text_scale": 3.0, "audio_scale": 1.0, "width": 64, "height": 64, "frames": frames}
+    graph = fill(load_source("infinitetalk").graph, {**told, **place})
+    empty = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 81, "color": 0xFFFFFF}}
+    graph["20"] = {"class_type": "EmptyImage", "inputs": {**empty["inputs"], "batch_size": ["23", 1], "color": 0}}
+    graph["31"], graph["32"]["inputs"]["batch_index"] = empty, 9
+    saved = client.wait(graph, client.queue(graph), "22", most=60, stop=lambda: False)
+    with (files / "v.mp4").open("wb") as file:
+        client.download(saved, file)
+    shades = [round(float(frame.mean())) for _, frame in read_video(files / "v.mp4")]
+    assert shades == [0] * min(frames, 81) + [1] * max(frames - 81, 0)
+
+
 def test_a_pack_that_is_missing_is_named(servers):
     said = lacks(ComfyServer(servers[0].url), load_source("hunyuan_avatar"))
     assert len(said) == 3 and all("not installed (of https://github.com/smthemex" in one for one in said)

@@ -80,6 +80,17 @@ def test_a_still_picture_has_no_motion():
     assert values == pytest.approx({"sd": 0, "bd": 0, "flow_top5": 0}, abs=0.02)
 
 
+def test_what_a_cut_changes_has_not_moved():
+    """Two still pictures, one after the other: the pair over the cut is left out, so that nothing moves. A cut in every
+    pair leaves nothing to say."""
+    first, second = pasted(4, (0, 0)), pasted(4, (0, 0))
+    frames = np.concatenate([first.frames // 4, 255 - second.frames // 4])
+    values = Dynamics(dis(), Following((0, 0))).measure(Video(Path("a"), frames, np.arange(8) / 8)).values
+    assert values == pytest.approx({"sd": 0, "bd": 0, "flow_top5": 0}, abs=0.02)
+    found = Dynamics(dis(), None).measure(Video(Path("a"), frames[3:5], np.arange(2) / 8))
+    assert found.values == {"flow": None, "flow_top5": None} and "scene cut" in found.reasons["flow"]
+
+
 def test_frames_are_taken_at_8_a_second():
     """The subject goes 1 px a frame at 24 frames a second: 3 px from one eighth of a second to the next."""
     found = Dynamics(dis(), Following((1, 0))).measure(pasted(10, (1, 0), fps=24))

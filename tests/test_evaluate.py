@@ -18,8 +18,10 @@ from planted_weights import planted_file
 from source_tree import ROOT
 
 from fantasy_core.manifest import sha256
+from fantasy_core.metrics.contract import Video
 from fantasy_core.metrics.inception import Fid
 from fantasy_core.metrics.inception_model import Inception
+from fantasy_core.metrics.sampling import at_rate
 from train.evaluate import main
 from train.evaluate_videos import Protocol, decoded
 from train.journal import Journal
@@ -169,8 +171,20 @@ def test_all_are_brought_to_one_rate_and_size(methods, tmp_path):
     told = evaluate(tmp_path, methods, "--fps", "20", "--size", "64")
     assert told["cells"]["dark"]["frames"]["mean"] == 12
     assert told["cells"]["dark"]["brightness"]["mean"] == pytest.approx(0.295, abs=0.01)
-    assert "brought to 20 fps (the frame shown at each time) and 64 px" in (tmp_path / "table.md").read_text("utf-8")
+    assert "brought to 20 fps (what is shown in the middle of each interval) and 64 px" in (
+        tmp_path / "table.md"
+    ).read_text("utf-8")
     assert list(told["kinds"]) == ["20 fps, 64x64"]
+
+
+def test_another_rate_is_neither_early_nor_late():
+    """Frames taken from 25 a second at 16, 12 and 10 are shown, on the mean of 8 s, when they were, within a quarter of
+    a frame; the first shown at each tick would be half an interval less half a frame early: 11 ms at 16."""
+    video = Video(Path("a"), np.zeros((200, 1, 1, 3), np.uint8), np.arange(200) / 25)
+    for fps in (16, 12, 10):
+        middles = (at_rate(video, fps, 0.5) + 0.5) / 25 - (np.arange(8 * fps) + 0.5) / fps
+        assert abs(middles.mean()) < 0.01 and abs(middles).max() <= 0.02 + 1e-9
+    assert (at_rate(video, 25, 0.5) == np.arange(200)).all()
 
 
 def test_a_plan_writes_nothing(methods, tmp_path, capsys):

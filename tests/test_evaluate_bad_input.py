@@ -71,7 +71,7 @@ def test_a_corrupt_video_is_named_and_the_rest_is_written(tmp_path, methods, cap
     table = (tmp_path / "out" / "table.md").read_text("utf-8")
     assert "(1 of 2)" in table and "a/01, the file: cannot read the video" in table
     capsys.readouterr()
-    evaluate(tmp_path, methods, "--strict", "true", code=2)
+    evaluate(tmp_path, methods, "--strict", code=2)
     assert str(path) in capsys.readouterr().err
 
 

@@ -38,6 +38,8 @@ def test_settings_of_a_backend_are_checked():
         wanted(["dynamics"], [], ["dynamics.flows=dis"])
     (spec,) = wanted(["dynamics"], [], ["dynamics.mask=none"]).specs
     assert spec.keywords == {"mask": "none"}
+    (spec,) = wanted(["scores"], ["scores=q.csv"], ["scores.columns=iqa, mos"]).specs
+    assert spec.keywords["columns"] == ("iqa", "mos")
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,8 @@ def test_clips_that_no_source_can_follow_are_failures(files, video):  # noqa: F8
     with Peer(video) as peer:
         assert stage.main([*flags, "--source", str(files / "toy.json"), "--server", peer.url]) == 2
     assert {one["of"]: one["why"].split(" (")[1] for one in failures_of(files)} == {
-        "input long by toy": "1.30 s, 13 frames at 10 a second)",
-        "input odd by toy": "64 x 40)",
+        "input long": "1.30 s, 13 frames at 10 a second)",
+        "input odd": "64 x 40)",
     }
     assert len(peer.jobs) == 1 and len(rows_of(files)) == 4
 

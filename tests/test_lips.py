@@ -259,3 +259,10 @@ def test_without_a_model_the_remedy_is_named(monkeypatch):
         pass
     with pytest.raises(UserError, match="nowhere"), landmarker("nowhere.task"):
         pass
+
+
+def test_a_file_that_is_no_landmarker_is_refused(tmp_path):
+    pytest.importorskip("mediapipe")
+    (tmp_path / "face.task").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"face\.task cannot be opened"), landmarker(tmp_path / "face.task"):
+        pass

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sounds import click, encode, onset, whole
 
 from fantasy_core.errors import UserError
-from fantasy_core.media import VideoWriter, rational, read_audio, read_video, replacing
+from fantasy_core.media import VideoWriter, rational, read_audio, read_video, replacing, video_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 AUDIO_FRAME = 1024  # samples of an AAC frame
@@ -32,6 +32,31 @@ def test_late_sound_begins_with_silence(tmp_path):
     path = encode(tmp_path / "late.mkv", click(0.2, 48000, 1), 48000, "pcm_s16le", offset=24000, picture=True)
     sound, rate = whole(path)
     assert abs(onset(sound) - 0.7 * rate) <= 48  # matroska stamps milliseconds
+
+
+def test_sound_before_the_picture_is_no_damage(tmp_path):
+    """A picture that comes half a second after the sound, as cutting a stream leaves it: 2.5 s of 3 are heard, from the
+    click at 0.7 s on at 0.2, and nothing was cut off. Without lengths of its tracks (mkv) a file states 3 s: the
+    picture lasts from its first frame to the end of its last, 1 s."""
+    plain = encode(tmp_path / "plain.mp4", click(0.7, 48000, 3), 48000, "aac", picture=True)
+    for name in ("late.mp4", "late.mkv"):
+        path = delayed(plain, tmp_path / name, 0.5)
+        sound, rate = whole(path)
+        assert abs(onset(sound) - 0.2 * rate) <= AUDIO_FRAME and sound.shape[1] / rate == pytest.approx(2.5, abs=0.05)
+        assert video_seconds(path) == pytest.approx(1.0, abs=0.05)
+
+
+def delayed(source: Path, path: Path, late: float) -> Path:
+    """The same packets, those of the picture `late` seconds later."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as made:
+        streams = {one: made.add_stream_from_template(one) for one in given.streams}
+        for packet in given.demux():
+            if packet.dts is None:
+                continue
+            shift = round(late / packet.time_base) if packet.stream.type == "video" else 0
+            packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, streams[packet.stream]
+            made.mux(packet)
+    return path
 
 
 def test_no_sound(tmp_path):

@@ -101,8 +101,29 @@ def test_names_that_fit_several_videos_are_refused(tmp_path):
     rows = [{"video": f"{method}/a.mp4", "metric": "iqa", "value": 3} for method in ("ours", "theirs")]
     metric = ScoreFile(written(tmp_path, ".json", rows))
     assert metric.measure(video(path="ours/a.mp4")).values["iqa"] == 3
-    with pytest.raises(UserError, match="one video for each name"):
-        metric.measure(video(path="a.mp4"))
+    with pytest.raises(UserError, match="a row for every video"):
+        metric.measure(video(path="others/a.mp4"))  # a row with a folder is of no other
+    with pytest.raises(UserError, match="one row of a metric"):
+        ScoreFile(written(tmp_path, ".json", [rows[0], rows[1] | {"video": "ours/a"}])).measure(
+            video(path="ours/a.mp4")
+        )
+
+
+def test_a_row_of_several_videos_is_of_none(tmp_path):
+    """Methods answer one input by files of one name: a bare name could be either's. Folders tell, or `method`."""
+    both = [tmp_path / "ours" / "a.mp4", tmp_path / "theirs" / "a.mp4"]
+    bare = {"video": "a.mp4", "metric": "iqa", "value": 3}
+    metric = ScoreFile(written(tmp_path, ".json", [bare]))
+    metric.among(both[:1])
+    assert metric.measure(video(path=both[0])).values["iqa"] == 3
+    metric.among(both)
+    for path in both:
+        with pytest.raises(UserError, match="rows that name one video"):
+            metric.measure(video(path=path))
+    named = [bare | {"video": "a", "method": "ours"}, bare | {"video": "a", "method": "theirs", "value": 4}]
+    metric = ScoreFile(written(tmp_path, ".json", named))
+    metric.among(both)
+    assert [metric.measure(video(path=path)).values["iqa"] for path in both] == [3, 4]
 
 
 def test_scales_never_mix(tmp_path):

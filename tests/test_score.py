@@ -1,4 +1,4 @@
-"""Scoring many videos: rows, resume, what fails, the canary, kills."""
+"""Scoring many videos: rows, resume, what fails, kills."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.files import show_file
 from fantasy_core.critic.shown import Shown
 from fantasy_core.critic.thinker import load_thinker, load_tokenizer
-from fantasy_core.errors import UserError
 from fantasy_core.media import VideoWriter
 from train import score as stage
 from train.journal import read_parts
-from train.scorers import CriticScorer, by_tokens
+from train.scorers import Video, by_tokens, read_videos
+from train.tables import write_rows_of
 from train.vllm_engine import VllmCritic
 
 ROOT = Path(__file__).parents[1]
@@ -185,24 +185,6 @@ def readers_of(pid: int) -> list[int]:
     return found
 
 
-# ---- the canary ----
-
-
-def test_a_critic_that_hears_nothing_is_stopped(world, tmp_path, capsys):
-    """The audio encoder's last layer is zero: silence and speech are the same to it."""
-    base = world / "base"
-    model = load_thinker(base, dtype=torch.float32)
-    model.model.audio_tower.proj.weight.zero_(), model.model.audio_tower.proj.bias.zero_()
-    critic = Critic(model, load_tokenizer(base), read_views("shared"), read_questions())
-    clip = show_file(world / "v0.mp4", critic.views)
-    with pytest.raises(UserError, match="does not react: silence, late"):
-        CriticScorer(critic, 1000).canary(clip)
-    mute = show_file(world / "v1.mp4", critic.views)
-    assert CriticScorer(critic, 1000).canary(mute) is None
-    hearing = Critic(load_thinker(base, dtype=torch.float32), critic.front.tokenizer, critic.views, critic.questions)
-    assert set(CriticScorer(hearing, 1000).canary(clip)) == {"own", "silence", "late"}
-
-
 def test_batches_hold_no_more_tokens_than_asked(world):
     views = read_views("shared")
     clips = [show_file(world / f"v{n}.mp4", views)["shared"][0] for n in (0, 3, 4, 5)]
@@ -242,20 +224,59 @@ def listed(**shares: float) -> dict[int, SimpleNamespace]:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "told", "at_once"),
     [
-        ({"views": "separate"}, "the view of the face needs faces"),
-        ({"base": "nowhere"}, "cannot read the model's configuration"),
-        ({"critic": "nowhere"}, "is not an adapter of Talking-Critic"),
-        ({"views": "best"}, "unknown views"),
-        ({"engine": "vllm"}, "vLLM cannot be loaded"),
+        ({"views": "separate"}, "the view of the face needs faces", False),
+        ({"base": "nowhere"}, "cannot read the model's configuration", True),
+        ({"critic": "nowhere"}, "cannot read the critic's adapter", True),
+        ({"device": "gpu"}, "the device cannot be used", True),
+        ({"views": "best"}, "unknown views", True),
+        ({"engine": "vllm"}, "vLLM cannot be loaded", False),
     ],
 )
-def test_what_cannot_score_is_told(world, tmp_path, capsys, more, told):
+def test_what_cannot_score_is_told(world, tmp_path, capsys, more, told, at_once):
+    """By the dry run too, if it can be known without loading a model."""
+    if at_once:
+        assert stage.main([*arguments(world, tmp_path, **more), "--dry-run"]) == 2
+        assert told in capsys.readouterr().err
     assert stage.main(arguments(world, tmp_path, **more)) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_face_model_that_is_none_stops_before_the_first_video(world, tmp_path, capsys, dry):
+    pytest.importorskip("mediapipe")
+    task, out = tmp_path / "bad.task", tmp_path / "out"
+    task.write_bytes(b"no model")
+    assert stage.main([*arguments(world, out, views="separate", task=task), *dry]) == 2
+    assert "bad.task cannot be opened" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["v0", "v3", "v0"], "more than once: v0"), ([], "no line")], ids=["twice", "empty"]
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_list_of_videos_has_each_once(world, tmp_path, capsys, names, told, dry):
+    """Of two lines of one name the scores would be of different files, which train.pairs refuses."""
+    listed = tmp_path / "videos.jsonl"
+    lines = ({"video": name, "path": str(world / f"v{number}.mp4")} for number, name in enumerate(names))
+    listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert stage.main([*arguments(world, tmp_path / "out", videos=listed), *dry]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_videos_may_be_parquet(world, tmp_path):
+    write_rows_of(tmp_path / "videos.parquet", [Video("v0", "v0.mp4", "a"), Video("v3", "v3.mp4", "b")])
+    write_rows_of(tmp_path / "videos.jsonl", [Video("v0", "v0.mp4", "a"), Video("v3", "v3.mp4", "b")])
+    assert read_videos(tmp_path / "videos.parquet") == read_videos(tmp_path / "videos.jsonl")
+
+
 def test_a_dry_run_counts_and_writes_nothing(world, tmp_path, capsys):
     assert stage.main([*arguments(world, tmp_path), "--dry-run"]) == 0
-    assert "6 videos, 0 with a score" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert "6 videos; 0 have a row" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_names_files_that_are_not_there(world, tmp_path, capsys):
+    write_rows_of(tmp_path / "videos.jsonl", [Video("v0", str(world / "v0.mp4")), Video("gone", "gone.mp4")])
+    assert stage.main([*arguments(world, tmp_path / "out", videos=tmp_path / "videos.jsonl"), "--dry-run"]) == 0
+    assert "not there: gone" in capsys.readouterr().out

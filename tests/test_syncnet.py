@@ -148,6 +148,13 @@ def test_tracks_bridge_25_frames_and_tell_faces_apart():
     assert (b.seen, len(b.boxes)) == (28, 28) and (c.first, c.seen) == (53, 1)
 
 
+def test_a_cut_ends_a_track():
+    """One box in five frames, a new scene from the third on: two tracks of two and three frames."""
+    box = (0.0, 0.0, 100.0, 100.0)
+    first, second = tracks([[box]] * 5, np.array([0, 0, 1, 1, 1]))
+    assert (first.first, first.seen, second.first, second.seen) == (0, 2, 2, 3)
+
+
 def test_smoothing_is_scipys():
     from scipy.signal import medfilt
 

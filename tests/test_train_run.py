@@ -14,6 +14,7 @@ from test_cache import FRAMES
 from test_train_preferences import data, expert_arguments, log_of, same_expert  # noqa: F401 (a fixture)
 
 from fantasy_core.audio import AudioTokens
+from fantasy_core.errors import UserError
 from fantasy_core.flow import draw_noise, velocity_target, x_sigma
 from fantasy_core.media import read_image, read_video
 from fantasy_core.miniature import load_components
@@ -26,8 +27,9 @@ from train.distributed import World
 from train.dropout import Dropout
 from train.errors import NOISE, Draw
 from train.expert import ExpertSettings
-from train.run import read_toml, write_rows
+from train.run import read_rows, read_toml, write_rows
 from train.samples import SAMPLE, SAMPLE_SEED, Samples, inputs_of
+from train.scorers import Video
 from train.shards import EMPTY_PROMPT, Cache, condition_of
 from train.trackers import TRACKERS, scalars
 from train.trainer import PairData
@@ -76,6 +78,16 @@ def test_tokens_are_counted_as_they_pass(data, tmp_path, settings, passes):  # n
 
 
 # ---- trackers ----
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    """Line separators that JSON may hold are no ends of lines; values of another kind are named with their line."""
+    rows = [Video("v\u2028\u0085\x0b", "a b.mp4"), Video("w", "c.mp4", "\x1c")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert list(read_rows(tmp_path / "rows.jsonl", Video)) == rows
+    (tmp_path / "rows.jsonl").write_text('{"video": "v", "path": "a"}\r\n{"video": null, "path": 5}\r\n')
+    with pytest.raises(UserError, match=r"(?s)line 2 of .* is not a row.*video None, path 5"):
+        list(read_rows(tmp_path / "rows.jsonl", Video))
 
 
 def test_numbers_of_a_line_by_name():

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from deadly_reader import die_over, slow_first
+from deadly_reader import cannot_begin, die_over, die_over_pair, slow_first
 
 from fantasy_core.errors import UserError
 from train.workers import WorkerKilled, each
@@ -39,6 +39,23 @@ def test_here_is_as_in_other_processes(tmp_path):
         file.write_text("wrong" if number == 1 else "text")
     here, there = (dict(each(die_over, files, workers)) for workers in (0, 1))
     assert {job: str(told) for job, told in here.items()} == {job: str(told) for job, told in there.items()}
+
+
+def test_a_killed_job_is_told_by_its_file(tmp_path):
+    (tmp_path / "bad.mp4").write_text("deadly")
+    ((_, found),) = each(die_over_pair, [(tmp_path / "bad.mp4", "more")], 1)
+    assert isinstance(found, WorkerKilled) and found.what == f"{tmp_path / 'bad.mp4'} killed its process"
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("no model", got="none", expected="one", do="fetch it"), RuntimeError("zip")]
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_that_cannot_begin_stop_the_work(tmp_path, workers, error):
+    """It is raised as it is: no job is a WorkerKilled for it."""
+    (tmp_path / "a").write_text("text")
+    with pytest.raises(type(error), match=str(error).splitlines()[0]):
+        list(each(die_over, [tmp_path / "a"] * 3, workers, prepare=cannot_begin, given=(error,)))
 
 
 def test_results_come_in_order_or_as_they_are_done():

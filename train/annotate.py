@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -51,6 +51,7 @@ class Listed:
     source: str = "unknown"
     variant: Any = None
     sha256: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class TaskSettings(Shown):
 class AdjudicateSettings(Shown):
     labels: Path = setting(help="JSON export of Label Studio, or a CSV video,dimension,a1,a2,a3,arbiter")
     arbiter: Path | None = setting(None, "JSON export of the arbiter's project")
-    test_share: float = setting(0.1, "of the inputs; the paper tests on 1K of 10K", least=0, most=1)
+    test_share: float = setting(0.1, "of inputs whose source has no `split`; paper: 1K of 10K", least=0, most=1)
 
 
 class Videos:
@@ -157,7 +158,7 @@ def labelled(videos: Videos, votes: Votes, share: float, seed: int) -> tuple[lis
     """Rows of all that three people voted on, and what is to be done. Raises UserError for votes that make no label;
     fewer than three are no error, but work."""
     _check_known(videos, votes)
-    rows, todo, problems = [], [], []
+    rows, todo, problems, split = [], [], [], splits(videos.rows.values(), share, seed)
     for key in product(videos.rows, DIMENSIONS):
         own, arbiters = votes.votes.get(key, []), votes.arbiters.get(key, [])
         distinct = len({vote.by for vote in own}) == len(own)
@@ -168,11 +169,24 @@ def labelled(videos: Videos, votes: Votes, share: float, seed: int) -> tuple[lis
             problems.append(f"{' '.join(key)}: {problem}")
         else:
             listed = videos.rows[key[0]]
-            split = split_of(listed.input, share, seed)
-            rows.append(_row(listed, videos.hashes[listed.video], key[1], own, next(iter(arbiters), None), split))
+            arbiter = next(iter(arbiters), None)
+            rows.append(_row(listed, videos.hashes[listed.video], key[1], own, arbiter, split[listed.input]))
     if problems:
         raise bad_votes(problems)
     return rows, todo + [Todo(row.video, row.dimension, "arbiter", VOTES) for row in rows if row.label is None]
+
+
+def splits(rows: Iterable[Listed], share: float, seed: int) -> dict[str, str]:
+    """train or test, by input. Sources that the list has split already (train.clips does, by footage file, of which
+    many clips may come) stay as they are, an input with a test video is for tests, others fall by their names."""
+    rows = list(rows)
+    tests = {row.input for row in rows if row.split == "test"}
+    divided = {row.source for row in rows if row.split == "test"}
+    kept = {row.input for row in rows if row.split and row.source in divided}
+    return {
+        name: "test" if name in tests else "train" if name in kept else split_of(name, share, seed)
+        for name in dict.fromkeys(row.input for row in rows)
+    }
 
 
 def _row(video: Listed, sha: str, dimension: str, votes: list[Vote], arbiter: Vote | None, split: str) -> Annotation:

@@ -11,13 +11,14 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fantasy_core import audio, media
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
+from train.candidate_lengths import Kept, asked, of_voice, shared
 from train.run import read_rows
 from train.source_workflows import SAFE, SCALES, Source, fill
 
@@ -35,8 +36,9 @@ class InputRow:
 
 @dataclass(frozen=True)
 class Input:
-    """A portrait and a voice of `seconds`, with the hashes of what they are. `size` (width, height) and `whole` (no
-    shorter than the voice) are for regenerated clips."""
+    """A portrait and a voice of `seconds`, with the hashes of what they are. `size` (width, height) is that of a
+    regenerated clip; `kept` is what every video of it must be, where that is known. `spoken` is the voice of which
+    `audio` is, or will be, a copy with silence after it."""
 
     input: str
     portrait: Path
@@ -46,15 +48,17 @@ class Input:
     seconds: float
     hashes: dict[str, str]
     size: tuple[int, int] | None = None
-    whole: bool = False
+    kept: Kept | None = None
+    spoken: Path | None = None
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked of all candidates; None is the source's own."""
+    """What is asked of all candidates; None is the source's own. Voices with silence after them go to `voices`."""
 
     variants: int
     seed: int
+    voices: Path
     width: int | None = None
     height: int | None = None
     seconds: float | None = None
@@ -62,7 +66,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate to be made. `made` is the hash of all that decides how it looks."""
+    """A candidate to be made, and what of it is `kept` if not all. `made` is the hash of all that decides how it
+    looks."""
 
     video: str
     given: Input
@@ -70,6 +75,7 @@ class Job:
     variant: int
     values: dict[str, Any]
     made: str
+    kept: Kept | None = None
 
     @property
     def source(self) -> str:
@@ -132,24 +138,27 @@ def plan(pairs: Iterable[tuple[Input, Source]], wishes: Wishes, failures: Failur
     jobs = []
     for given, source in sorted(pairs, key=lambda pair: (pair[1].name, pair[0].input)):
         try:
-            shape = _shape(given, source, wishes)
+            shape, kept = shape_of(given, source, wishes)
         except UserError as error:
             failures.add(f"input {given.input} by {source.name}", error)
             continue
-        jobs += [_job(given, source, variant, shape, wishes.seed) for variant in range(wishes.variants)]
+        heard = _lengthened(given, shape["frames"] / source.fps, wishes.voices)
+        jobs += [_job(heard, source, variant, shape, kept, wishes.seed) for variant in range(wishes.variants)]
     return jobs
 
 
-def _shape(given: Input, source: Source, wishes: Wishes) -> dict[str, int | float]:
-    """Size, rate and frames of a candidate: as many as the voice fills, up to what the source can."""
-    seconds = given.seconds if wishes.seconds is None or given.whole else min(given.seconds, wishes.seconds)
-    wanted = audio.frames_for(seconds, source.fps)
-    frames = min(wanted, source.frames)
-    if frames < source.least_frames or (given.whole and wanted > source.frames):
+def shape_of(given: Input, source: Source, wishes: Wishes) -> tuple[dict[str, int | float], Kept | None]:
+    """Size, rate and frames that a source is asked for, and what is kept of its video if not all. Raises UserError for
+    what it cannot make."""
+    if given.kept is None:
+        frames, kept = of_voice(_most(given.seconds, wishes), source)
+    else:
+        frames, kept = asked(given.kept, source), given.kept
+    if frames > source.frames:
         raise UserError(
             f"{source.name} cannot make a video of this length",
-            got=f"{seconds:.2f} s, {wanted} frames at {source.fps:g} a second",
-            expected=f"{source.least_frames} to {source.frames} frames",
+            got=f"{frames / source.fps:.2f} s, {frames} frames at {source.fps:g} a second",
+            expected=f"up to {source.frames} frames",
             do="bring another recording, or cut it",
         )
     width, height = given.size or (wishes.width or source.width, wishes.height or source.height)
@@ -160,15 +169,46 @@ def _shape(given: Input, source: Source, wishes: Wishes) -> dict[str, int | floa
             expected="multiples of 16",
             do="crop or scale the clip, or give other --width and --height",
         )
-    return {"width": width, "height": height, "frames": frames, "fps": source.fps}
+    return {"width": width, "height": height, "frames": frames, "fps": source.fps}, kept
 
 
-def _job(given: Input, source: Source, variant: int, shape: dict[str, int | float], seed: int) -> Job:
+def _most(seconds: float, wishes: Wishes) -> float:
+    return seconds if wishes.seconds is None else min(seconds, wishes.seconds)
+
+
+def at_one_rate(
+    inputs: Iterable[Input], sources: Sequence[Source], fps: float, wishes: Wishes, failures: Failures
+) -> list[Input]:
+    """The inputs, with one length for all videos of each: what every source can make of it at `fps`."""
+    found = []
+    for given in inputs:
+        try:
+            found.append(replace(given, kept=shared(_most(given.seconds, wishes), fps, sources)))
+        except UserError as error:
+            failures.add(f"input {given.input}", error)
+    return found
+
+
+def _lengthened(given: Input, seconds: float, voices: Path) -> Input:
+    """The input with a voice of `seconds` at least: its own, or a copy with silence after it, still to be written."""
+    if given.seconds >= seconds - 1 / audio.SAMPLE_RATE:
+        return given
+    digest = hashlib.sha256(f"{given.hashes['audio']} and silence up to {seconds}".encode()).hexdigest()
+    path = voices / f"{digest[:32]}.wav"
+    return replace(given, audio=path, spoken=given.audio, seconds=seconds, hashes={**given.hashes, "audio": digest})
+
+
+def _job(
+    given: Input, source: Source, variant: int, shape: dict[str, int | float], kept: Kept | None, seed: int
+) -> Job:
     drawn = draw(seed, given.input, source, variant)
     values = {**shape, **drawn, "prompt": given.prompt, "negative_prompt": source.negative_prompt}
     graph = fill(source.graph, {**values, **given.hashes, "prefix": ""})
-    made = hashlib.sha256(json.dumps(graph, sort_keys=True).encode()).hexdigest()
-    return Job(f"{given.input}_{source.name}_{variant}", given, source, variant, values, made)
+    told = json.dumps(graph, sort_keys=True)
+    if kept is not None and kept != Kept(int(shape["frames"]), source.fps):
+        told += f" {kept.frames} at {kept.fps:g}"
+    made = hashlib.sha256(told.encode()).hexdigest()
+    return Job(f"{given.input}_{source.name}_{variant}", given, source, variant, values, made, kept)
 
 
 def draw(seed: int, name: str, source: Source, variant: int) -> dict[str, Any]:

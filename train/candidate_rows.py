@@ -63,7 +63,7 @@ class Log:
 
     def __init__(self, path: Path, kept: bool = True):
         self.path, self.journal = path, Journal(path)
-        self._held = self.journal if kept else nullcontext()
+        self.kept, self._held = kept, self.journal if kept else nullcontext()
         lines = (line for line in self.journal.read() if "row" in line)
         self._rows = {line["row"]["video"]: (line["made"], line["row"]) for line in lines}
 
@@ -90,5 +90,5 @@ class Log:
         self._append({"failed": video, "why": why})
 
     def _append(self, told: dict) -> None:
-        if self._held is self.journal:
+        if self.kept:
             self.journal.append(told)

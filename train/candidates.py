@@ -1,6 +1,6 @@
 """Makes candidate videos: every input by every source, in variants with seeds and guidance scales of their own.
 
-    python -m train.candidates --inputs inputs.jsonl --source fantasytalking infinitetalk \\
+    python -m train.candidates --inputs inputs.jsonl --source fantasytalking infinitetalk --fps 23 \\
         --server http://127.0.0.1:8188 http://gpu2:8188 --out candidates
     python -m train.candidates --inputs inputs.jsonl --from-folder omniavatar=my_videos --out candidates
     python -m train.candidates --real-clips clips/videos.jsonl --source fantasytalking infinitetalk \\
@@ -9,7 +9,10 @@
 A source is a ComfyUI workflow: one that is shipped (train/sources), or the path of your own NAME.json with a NAME.toml
 beside it (`train.source_workflows` says how). `inputs.jsonl` has a line for each portrait and voice: input, portrait,
 audio and, if wanted, prompt and split; paths are relative to it. `--from-folder` takes in what other programs made.
-`--real-clips` makes from the first frame and the sound of each real clip a rival, by one of the sources at random.
+`--real-clips` makes from the first frame and the sound of each real clip a rival, by one of the sources that can, at
+random. A rival has the frames and the rate of its clip; with `--fps` all videos of an input have one rate and one
+length, which all sources can make. A source that only makes longer videos is given the voice with silence after it,
+and what is kept is cut by timestamp and encoded again.
 
 Writes videos.jsonl (what train.pairs and train.cache read), candidates/, log.jsonl and candidates.json, the report. The
 same command again makes what is missing, and only that. With several servers, what fails on one is tried on another,
@@ -20,23 +23,22 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fantasy_core.errors import UserError, some
-from fantasy_core.manifest import remove_partials
-from fantasy_core.media import replacing
 from fantasy_core.progress import Progress
-from train.candidate_jobs import Failures, Input, Job, Wishes, plan, read_inputs
-from train.candidate_rows import Log, VideoRow, measure
-from train.comfy_client import FOLDER, ComfyServer, JobFailed, ServerGone
+from train.candidate_jobs import Failures, Input, Job, Wishes, at_one_rate, plan, read_inputs
+from train.candidate_maker import has_voice, maker
+from train.candidate_rows import Log, VideoRow
+from train.comfy_client import ComfyServer, ServerGone
 from train.dispatch import Dispatch, Rules
 from train.import_videos import Found, Known, find_videos, folder_of, measured_rows
 from train.real_clips import as_inputs, one_source_each, read_clips
 from train.run import as_json, command, made_from, setting, write_json, write_rows
 from train.source_checks import lacks
-from train.source_workflows import Source, fill, load_source, shipped_sources
+from train.source_workflows import Source, load_source, shipped_sources
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class CandidateSettings:
     seed: int = setting(0, "of all that is drawn")
     width: int | None = setting(None, "of the videos, instead of the source's", least=16)
     height: int | None = setting(None, "of the videos, instead of the source's", least=16)
+    fps: float | None = setting(None, "frame rate of all videos, with one length for all of an input", least=1)
     seconds: float | None = setting(None, "most of a voice that is used; the source has its own limit", least=0.1)
     tries: int = setting(3, "of a video before it counts as failed", least=1)
     timeout: float = setting(3600.0, "most seconds for one video", least=1)
@@ -65,31 +68,35 @@ class Work:
     jobs: list[Job]
     rows: list[VideoRow]
     failures: Failures
+    able: dict[str, int]  # of how many real clips each source can make a rival
 
 
 def find_work(settings: CandidateSettings, log: Log, *, write: bool) -> Work:
     """Read and check everything that needs no server. Raises UserError."""
     _check_settings(settings)
     sources, failures = [load_source(name) for name in settings.source], Failures()
-    rows: list[VideoRow] = []
+    rows, able = [], {}
+    variants = settings.variants or (4 if settings.real_clips is None else 1)
+    given = {name: getattr(settings, name) for name in ("seed", "width", "height", "seconds")}
+    wishes = Wishes(variants, voices=settings.out / "voices", **given)
     if settings.real_clips is not None:
         rows = read_clips(settings.real_clips, log, failures)
         inputs = as_inputs(rows, settings.out, failures, write=write)
-        pairs = one_source_each(inputs, sources, settings.seed)
+        pairs, able = one_source_each(inputs, sources, wishes, failures)
     else:
         inputs = read_inputs(settings.inputs, failures) if settings.inputs else []
+        if settings.fps is not None and (sources or settings.seconds):
+            inputs = at_one_rate(inputs, sources, settings.fps, wishes, failures)
         pairs = [(given, source) for given in inputs for source in sources]
-    variants = settings.variants or (4 if settings.real_clips is None else 1)
-    wishes = Wishes(variants, settings.seed, settings.width, settings.height, settings.seconds)
     jobs = plan(pairs, wishes, failures)
-    rows += measured_rows(_imported(settings, failures), _known(settings, inputs), log, failures)
+    rows += measured_rows(_imported(settings, failures), _known(settings, inputs), log, failures, settings.fps)
     names = Counter([row.video for row in rows] + [job.video for job in jobs])
     if twice := [name for name, count in names.items() if count > 1]:
         raise UserError(
             "two videos would have one id", got=some(twice), expected="INPUT_SOURCE_VARIANT of its own for each",
             do="rename an input, a source or a folder",
         )  # fmt: skip
-    return Work(sources, jobs, rows, failures)
+    return Work(sources, jobs, rows, failures, able)
 
 
 def _check_settings(settings: CandidateSettings) -> None:
@@ -98,6 +105,8 @@ def _check_settings(settings: CandidateSettings) -> None:
     got = None
     if all(given):
         got, do = "--inputs and --real-clips", "run them one after the other, into two folders"
+    elif settings.fps is not None and settings.real_clips is not None:
+        got, do = "--fps with --real-clips", "leave --fps out: a rival has the rate of its clip"
     elif settings.source and not any(given):
         got, do = "--source, but nothing to animate", "give --inputs or --real-clips"
     elif any(given) and not (settings.source or settings.from_folder):
@@ -121,7 +130,7 @@ def _known(settings: CandidateSettings, inputs: Iterable[Input]) -> dict[str, Kn
     """What imported videos can be of: anything, where no inputs are given."""
     if settings.inputs is None and settings.real_clips is None:
         return None
-    return {given.input: Known(given.prompt, given.split) for given in inputs}
+    return {given.input: Known(given.prompt, given.split, given.kept) for given in inputs}
 
 
 def check_servers(servers: Sequence[ComfyServer], sources: Sequence[Source]) -> dict[tuple[str, str], str]:
@@ -151,35 +160,6 @@ def check_servers(servers: Sequence[ComfyServer], sources: Sequence[Source]) -> 
     return found
 
 
-def maker(settings: CandidateSettings) -> Callable[[ComfyServer, Job, int, Callable[[], bool]], VideoRow]:
-    """A function that makes one candidate on one server."""
-
-    def make(server: ComfyServer, job: Job, tried: int, stop: Callable[[], bool]) -> VideoRow:
-        files = {n: server.upload(getattr(job.given, n), job.given.hashes[n]) for n in ("portrait", "audio")}
-        prefix = f"{FOLDER}/{job.video}" + (f"_try{tried + 1}" if tried else "")  # a lost file is not in the way
-        graph = fill(job.how.graph, {**job.values, **files, "prefix": prefix})
-        run = server.queue(graph)
-        saved = server.wait(graph, run, job.how.saver, most=settings.timeout, stop=stop)
-        path = settings.out / "candidates" / f"{job.video}{Path(saved['filename']).suffix.lower()}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_partials(path)
-        with replacing(path) as beside:
-            with beside.open("wb") as file:
-                server.download(saved, file)
-            try:
-                told = measure(beside)
-            except UserError as error:
-                raise JobFailed(f"the video cannot be used: {error.got}") from None
-        drawn = {name: job.values[name] for name in ("seed", "text_scale", "audio_scale")}
-        return VideoRow(
-            job.video, job.given.input, f"candidates/{path.name}", told.sha256, job.source, job.variant, **drawn,
-            fps=told.fps, frames=told.frames, width=told.width, height=told.height, split=job.given.split,
-            prompt=job.given.prompt,
-        )  # fmt: skip
-
-    return make
-
-
 def make_missing(settings: CandidateSettings, work: Work, log: Log) -> None:
     """Make what the log does not have; rows and failures are added to `work` as they come."""
     missing = []
@@ -189,6 +169,7 @@ def make_missing(settings: CandidateSettings, work: Work, log: Log) -> None:
             missing.append(job)
         else:
             work.rows.append(row)
+    missing = [job for job in missing if has_voice(job, work.failures)]
     if not missing:
         return
     servers = [ComfyServer(url) for url in settings.server]
@@ -207,7 +188,14 @@ def make_missing(settings: CandidateSettings, work: Work, log: Log) -> None:
             progress.step(job.video)
 
         rules = Rules(settings.tries, patience=settings.patience)
-        spread = Dispatch(servers, maker(settings), done, failed, rules, lambda told: print(told, file=sys.stderr))
+        spread = Dispatch(
+            servers,
+            maker(settings.out, settings.timeout),
+            done,
+            failed,
+            rules,
+            lambda told: print(told, file=sys.stderr),
+        )
         for server in servers:
             for source in wanted:
                 if (why := unfit.get((server.url, source))) is not None:
@@ -248,7 +236,28 @@ def told_plan(work: Work, log: Log) -> str:
     lines = [f"  {n} by {name}, {t} frames, {w} x {h}" for (name, t, w, h), n in sorted(kinds.items())]
     untried = [f"  {source.name} was never run here: {source.not_run}" for source in work.sources if source.not_run]
     head = f"{len(missing)} videos to make, {len(work.jobs) - len(missing) + len(work.rows)} are there"
-    return "\n".join([head, *lines, *untried])
+    clips = len({row.input for row in work.rows if row.source == "real"})
+    able = [f"  {name} can make {count} of {clips} clips" for name, count in work.able.items()]
+    return "\n".join([head, *able, *lines, *_rates(work), *untried])
+
+
+def _rates(work: Work) -> list[str]:
+    """What to do where the videos to be made have several rates."""
+    rates = sorted({job.how.fps if job.kept is None else job.kept.fps for job in work.jobs})
+    told = ", ".join(f"{rate:g}" for rate in rates)
+    hint = f"  {told} frames a second: train.cache takes one rate, --fps {rates[0]:g} brings all to it" if rates else ""
+    return [hint] if len(rates) > 1 and not work.able else []
+
+
+def _check_dry(settings: CandidateSettings, work: Work) -> None:
+    """Ask the servers; what they lack does not hide what else is wrong."""
+    try:
+        if work.sources:
+            check_servers([ComfyServer(url) for url in settings.server], work.sources)
+    except UserError as error:
+        if not work.failures.told:
+            raise
+        work.failures.add("servers", error)
 
 
 def run(settings: CandidateSettings, dry_run: bool) -> None:
@@ -256,8 +265,7 @@ def run(settings: CandidateSettings, dry_run: bool) -> None:
         work = find_work(settings, log, write=not dry_run)
         print(told_plan(work, log))
         if dry_run:
-            if work.sources:
-                check_servers([ComfyServer(url) for url in settings.server], work.sources)
+            _check_dry(settings, work)
             print(f"dry run: nothing was written to {settings.out}")
         else:
             try:

@@ -97,7 +97,7 @@ class Log:
     def __init__(self, path: Path, first: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_text("utf-8").split("\n") if path.is_file() else []:
             try:
                 if json.loads(line)["iteration"] < first:
                     kept.append(line + "\n")

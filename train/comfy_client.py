@@ -1,7 +1,8 @@
 """One running ComfyUI, through the endpoints that its own page uses.
 
 Three things can go wrong, and each is treated in its own way: the server does not answer (`ServerGone`), it refuses a
-graph before running it (`Refused`), or a node fails while it runs (`JobFailed`).
+graph before running it, as it always would (`Refused`) or for values of this one job (`JobRefused`), or a node fails
+while it runs (`JobFailed`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +48,11 @@ class JobFailed(UserError):
 
     def __init__(self, got: str):
         super().__init__("a video was not made", got=got, expected="a video", do="look at the server's own log")
+
+
+class JobRefused(JobFailed):
+    """The server will not run this graph for values that other jobs do not share: a size, or a file that is not there
+    (any more)."""
 
 
 class Cancelled(KeyboardInterrupt):
@@ -84,16 +90,19 @@ class ComfyServer:
         return self._uploaded[name]
 
     def forget_uploads(self) -> None:
-        """After an absence: its folder may be another one now."""
+        """Its folder may be another one now, or empty."""
         self._uploaded.clear()
 
-    def queue(self, graph: Graph) -> str:
-        """Hand a graph in -> the id of its run. Raises Refused with the titles of nodes that do not fit."""
+    def queue(self, graph: Graph, varied: Collection[tuple[str, str]] = ()) -> str:
+        """Hand a graph in -> the id of its run. Raises Refused with the titles of nodes that do not fit, and JobRefused
+        where nothing is wrong but `varied` values, those of a (node, input) that differ from job to job."""
         content = {"prompt": graph, "client_id": self.client, "prompt_id": str(uuid.uuid4())}
         try:
             return self._json("/prompt", json.dumps(content).encode(), "application/json")["prompt_id"]
         except urllib.error.HTTPError as error:
-            raise Refused(told_refusal(graph, _body(error)) or f"HTTP {error.code} {error.reason}") from None
+            told = _body(error)
+            kind = JobRefused if not told or _is_of_job(told, varied) else Refused
+            raise kind(told_refusal(graph, told) or f"HTTP {error.code} {error.reason}") from None
 
     def wait(self, graph: Graph, job: str, node: str, *, most: float, stop: Callable[[], bool]) -> dict[str, str]:
         """What /view asks for of the video that `node` saved, when the job is done. Raises JobFailed, ServerGone,
@@ -186,6 +195,18 @@ def told_refusal(graph: Graph, told: dict[str, Any]) -> str:
     error = told.get("error") or {}
     whole = f"{error.get('message', '')} {error.get('details', '')}" if isinstance(error, dict) else str(error)
     return "; ".join(found) or whole.strip()
+
+
+def _is_of_job(told: dict[str, Any], varied: Collection[tuple[str, str]]) -> bool:
+    """Whether a refusal is for `varied` inputs alone. What a node says of its inputs together counts for each."""
+    nodes = {key for key, _ in varied}
+    nodes_told = dict(told.get("node_errors") or {}).items()
+    errors = [(key, error) for key, node in nodes_told for error in node.get("errors", [])]
+    named = [(key, error.get("type"), (error.get("extra_info") or {}).get("input_name")) for key, error in errors]
+    together = "custom_validation_failed"
+    return bool(named) and all(
+        key in nodes if name is None or kind == together else (key, name) in varied for key, kind, name in named
+    )
 
 
 def _video_of(graph: Graph, done: dict[str, Any], node: str) -> dict[str, str]:

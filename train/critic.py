@@ -40,7 +40,7 @@ from train.distributed import join
 from train.optimizers import check_optimizer, make_optimizer
 from train.presets import read_preset
 from train.run import command, made_from, setting, write_json
-from train.scorers import by_tokens, prepare_reader, read_window
+from train.scorers import by_tokens, check_task, prepare_reader, read_window
 from train.trainer import check_finite
 from train.workers import each
 
@@ -93,8 +93,7 @@ class Run:
         told = {"seed": settings.seed, "validation": settings.validation, "dimensions": settings.dimension}
         self.data = CriticData(settings.annotations, settings.videos, **told)
         self.iterations = math.ceil(settings.epochs * len(self.data) / settings.batch)
-        if settings.task is not None:
-            check_file(settings.task, "face landmarker")
+        check_task(settings.task)
         check_file(settings.base / "config.json", "model's configuration")
         check_optimizer(settings.optimizer, self.world.device)
         self.origin = made_from({"annotations": settings.annotations, "videos": settings.videos})

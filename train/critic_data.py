@@ -13,8 +13,7 @@ from fantasy_core.flow import draw_noise
 from fantasy_core.media import check_file
 from train.annotations import Annotation, read_annotations
 from train.balance import balance
-from train.run import read_rows
-from train.scorers import Video
+from train.scorers import read_videos
 from train.splits import held_out
 
 ORDER = 1  # what a draw is for, as in train.trainer
@@ -30,7 +29,7 @@ class CriticData:
     def __init__(self, annotations: Path, videos: Path, *, seed: int, validation: float, dimensions: Sequence[str]):
         rows = [r for r in read_annotations(annotations) if r.split == "train" and r.dimension in dimensions]
         known = [row for row in rows if row.label is not None]
-        self.files = {video.video: videos.parent / video.path for video in read_rows(videos, Video)}
+        self.files = {video.video: videos.parent / video.path for video in read_videos(videos)}
         strangers = {row.video for row in known} - self.files.keys()
         if strangers:
             raise UserError(

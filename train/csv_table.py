@@ -15,7 +15,7 @@ def read_table(
     """(line, its cells by column, stripped). Empty lines are left out, other columns are kept; `also` are other names
     of columns. Raises UserError for a file that is none, for missing columns, and for lines of another length."""
     try:
-        lines = list(csv.reader(path.read_text("utf-8-sig").splitlines()))
+        lines = list(csv.reader(path.read_text("utf-8-sig").split("\n")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise bad_table(path, [str(error)], "a CSV file in UTF-8") from error
     header = [(also or {}).get(name.strip(), name.strip()) for name in (lines[0] if lines else [])]

@@ -187,7 +187,7 @@ def _write(out: Path, frames: Tensor, sound: np.ndarray, rate: int, fps: float, 
 def all_rows(settings: DegradeSettings) -> list[tuple[Source, dict]]:
     """The rows of the given file, checked and as they are. Raises UserError for none and for videos that are gone."""
     sources = list(read_rows(settings.videos, Source))
-    lines = [json.loads(line) for line in settings.videos.read_text("utf-8").splitlines() if line.strip()]
+    lines = [json.loads(line) for line in settings.videos.read_text("utf-8").split("\n") if line.strip()]
     if not sources:
         do = "give the videos.jsonl of train.clips"
         raise UserError(f"{settings.videos} has no videos", got="no rows", expected="clips", do=do)

@@ -1,7 +1,8 @@
 """Jobs spread over servers: one thread a server, one job at a time each.
 
 A job that fails on one server is tried on another. A server that does not answer is set aside, its job goes back, and
-it is looked at again from time to time. A server that refuses a kind of job gets no more of that kind.
+it is looked at again from time to time. A server that refuses a kind of job gets no more of that kind; one that
+refuses a job for values of its own gets the others, and this one again with its files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from train.comfy_client import Cancelled, ComfyServer, JobFailed, Refused, ServerGone
+from train.comfy_client import Cancelled, ComfyServer, JobFailed, JobRefused, Refused, ServerGone
 
 
 class Kind(Protocol):
@@ -127,6 +128,8 @@ class Dispatch(Generic[Job, Result]):
                 self._drop_unfit()
                 self._lock.notify_all()
         except JobFailed as error:
+            if isinstance(error, JobRefused):  # its input folder may have been emptied
+                server.forget_uploads()
             self._give_back(server, waiting, error.got)
         else:
             with self._lock:

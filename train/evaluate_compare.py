@@ -160,7 +160,7 @@ def mismatch(found: Measurement, method: Method) -> str | None:
     own, other = Counter(found.kinds(method)), Counter(found.kinds(found.reference))
     if set(own) == set(other):
         return None
-    return f"not comparable: {_shown(own)}, the reference {_shown(other)}; give --fps and --size"
+    return f"not comparable: {_shown(own)}, the reference {_shown(other)}; bring them together by --fps and --size WxH"
 
 
 def tests_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -130,6 +130,8 @@ def _by_name(seen: Mapping[Path, Seen], bench: Bench) -> Results:
     found: Results = {}
     for name, metric in bench.metrics.items():
         if name not in bench.kept:
+            if among := getattr(metric, "among", None):
+                among(seen)
             for path in seen:
                 nothing = Video(path, np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0))
                 found[path, name] = _measured(metric, nothing)

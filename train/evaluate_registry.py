@@ -197,6 +197,8 @@ def _typed(name: str, place: str, keywords: Mapping[str, Any]) -> dict[str, Any]
 def _as_kind(name: str, key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, Path):
         return value
+    if typing.get_origin(hint) is Sequence:
+        return tuple(part.strip() for part in value.split(","))
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     readers = {bool: lambda text: {"true": True, "false": False}[text.lower()], int: int, float: float, str: str}
     kind = next((kind for kind in kinds if kind in readers), str)

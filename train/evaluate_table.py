@@ -52,7 +52,7 @@ def span(low: float | None, high: float | None) -> str:
 def caption(result: Mapping[str, Any]) -> str:
     """What was compared, brought to what."""
     protocol = result["protocol"]
-    brought = [f"{protocol['fps']:g} fps (the frame shown at each time)"] if protocol["fps"] else []
+    brought = [f"{protocol['fps']:g} fps (what is shown in the middle of each interval)"] if protocol["fps"] else []
     if protocol["size"]:
         side = "filled, cut around the middle" if "x" in protocol["size"] else "short side"
         brought.append(f"{protocol['size']} px ({side})")

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fantasy_core.errors import NoSound, UserError
 from fantasy_core.media import read_audio, read_video
-from fantasy_core.media.cuts import cuts, differences
 from fantasy_core.media.files import broken, check_file
 from fantasy_core.metrics.contract import Measured, Video
-from fantasy_core.metrics.sampling import at_rate
+from fantasy_core.metrics.sampling import at_rate, cuts_in
 
 RATE = 16_000
 UNEVEN = 0.25  # of the median time between frames: beyond, a frame rate is called variable
@@ -99,8 +97,8 @@ def _notes(steps: np.ndarray, frame: Any, turned: int, channels: int) -> list[st
 
 @dataclass(frozen=True)
 class Protocol:
-    """To what all videos are brought: frames a second by nearest time shown, and a size (`512`: the short side, aspect
-    kept; `832x480`: filled, the rest cut off around the middle). None leaves them as they are."""
+    """To what all videos are brought: frames a second (what is shown in the middle of each interval), and a size
+    (`512`: the short side, aspect kept; `832x480`: filled, the rest cut off around the middle). None: as they are."""
 
     fps: float | None = None
     size: str | None = None
@@ -160,7 +158,7 @@ def harmonised(video: Video, protocol: Protocol) -> Video:
     rate."""
     frames, times = video.frames, video.times
     if protocol.fps:
-        taken = at_rate(video, protocol.fps)
+        taken = at_rate(video, protocol.fps, 0.5)
         frames, times = frames[taken], np.arange(len(taken)) / protocol.fps
     if protocol.size:
         frames = resized(frames, parse_size(protocol.size))
@@ -196,8 +194,6 @@ class SceneCuts:
     verified = True
 
     def measure(self, video: Video) -> Measured:
-        pictures = (torch.from_numpy(frame).movedim(-1, 0).float() / 255 for frame in video.frames)
-        times, change = differences(zip(video.times.tolist(), pictures, strict=True))
-        found = cuts(change, CUT)
+        times, found = cuts_in(video, CUT)
         told = ", ".join(f"{times[index]:.2f} s" for index in found)
         return Measured({"cuts": float(len(found))}, {"cuts": f"a cut at {told}"} if found else {})

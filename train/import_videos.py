@@ -1,7 +1,8 @@
 """Videos that other programs made, as candidates: files INPUT_VARIANT.mp4 in a folder, or the rows of a table in it.
 
 The table is `videos.csv` with the columns file, input, variant and, if they are known, seed, text_scale, audio_scale.
-Files stay where they are. What cannot be read is a failure, and the rest goes on.
+Files stay where they are; where another rate or length is asked for, a copy goes to candidates/. What cannot be read is
+a failure, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fantasy_core.errors import UserError, some
+from fantasy_core.manifest import remove_partials
 from fantasy_core.progress import Progress
 from train.candidate_jobs import Failures
+from train.candidate_lengths import Kept, cut
 from train.candidate_rows import Log, Measured, VideoRow, measure
 from train.comfy_client import VIDEOS
 from train.source_workflows import SAFE
@@ -45,10 +48,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Known:
-    """What inputs.jsonl says of an input."""
+    """What inputs.jsonl says of an input, and what every video of it must be, where that is known."""
 
     prompt: str = ""
     split: str = "train"
+    kept: Kept | None = None
 
 
 def folder_of(flag: str) -> tuple[str, Path]:
@@ -118,17 +122,17 @@ def _of_row(name: str, folder: Path, row: dict[str, str]) -> Found:
 
 
 def measured_rows(
-    found: list[Found], known: Mapping[str, Known] | None, log: Log, failures: Failures
+    found: list[Found], known: Mapping[str, Known] | None, log: Log, failures: Failures, fps: float | None = None
 ) -> list[VideoRow]:
-    """Rows for the videos. `known` inputs, where they are given, are the only ones there can be. Files that have not
-    changed since the log told of them are not decoded again."""
+    """Rows for the videos, brought to `fps` if it is given. `known` inputs, where they are given, are the only ones
+    there can be. Files that have not changed since the log told of them are not decoded again."""
     rows: dict[str, VideoRow] = {}
     with Progress("measure", len(found)) as progress:
         for one in found:
             wrong = _wrong(one, known, rows)
             try:
                 if wrong is None:
-                    rows[one.video] = _measured(one, (known or {}).get(one.input, Known()), log)
+                    rows[one.video] = _measured(one, (known or {}).get(one.input, Known()), log, fps)
             except UserError as error:
                 wrong = f"{error.what} ({error.got})"
                 log.fail(one.video, wrong)
@@ -147,12 +151,20 @@ def _wrong(one: Found, known: Mapping[str, Known] | None, rows: Mapping[str, Vid
     return None if one.file.is_file() else "no such file"
 
 
-def _measured(one: Found, known: Known, log: Log) -> VideoRow:
-    state = one.file.stat()
+def _measured(one: Found, known: Known, log: Log, fps: float | None) -> VideoRow:
+    state, folder = one.file.stat(), log.path.parent
     made = f"file of {state.st_size} bytes, {state.st_mtime_ns} ns"
-    place = Path(os.path.relpath(one.file.resolve(), log.path.parent.resolve())).as_posix()
+    made += f", {known.kept or f'{fps:g} frames a second'}" if known.kept or fps else ""
+    place = Path(os.path.relpath(one.file.resolve(), folder.resolve())).as_posix()
+    copy = f"candidates/{one.video}.mp4"
     before = log.find(one.video, made)
-    told = measure(one.file) if before is None or before.path != place else _told(before)
+    if before is not None and before.path in (place, copy):
+        place, told = before.path, _told(before)
+    else:
+        told = measure(one.file)
+        kept = known.kept or (Kept(int(told.frames / told.fps * fps + 1e-3), fps) if fps else None)
+        if kept is not None and not kept.fits(told) and log.kept:
+            place, told = copy, _copied(one.file, folder / copy, kept)
     drawn = (one.seed, one.text_scale, one.audio_scale)
     video = VideoRow(
         one.video, one.input, place, told.sha256, one.source, one.variant, *drawn, told.fps, told.frames, told.width,
@@ -161,6 +173,13 @@ def _measured(one: Found, known: Known, log: Log) -> VideoRow:
     if video != before:
         log.add(made, video)
     return video
+
+
+def _copied(file: Path, copy: Path, kept: Kept) -> Measured:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    remove_partials(copy)
+    cut(file, copy, kept)
+    return measure(copy)
 
 
 def _told(row: VideoRow) -> Measured:

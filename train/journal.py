@@ -24,11 +24,13 @@ class Journal:
         return [self._parsed(number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add a line; it is on the disk when this returns. Raises UserError where it cannot be."""
+        """Add a line; it is on the disk when this returns. Raises UserError where it cannot be, and ValueError for NaN
+        and infinity, which are no JSON."""
         if self._file is None:
             raise ValueError("a journal is appended to inside its `with`")
+        content = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.write(content)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

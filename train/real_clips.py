@@ -17,7 +17,8 @@ from fantasy_core.media import read_audio, read_video, replacing, write_wav
 from fantasy_core.media.files import broken
 from fantasy_core.media.images import to_bytes
 from fantasy_core.progress import Progress
-from train.candidate_jobs import Failures, Input, check_ids
+from train.candidate_jobs import Failures, Input, Wishes, check_ids, shape_of
+from train.candidate_lengths import Kept
 from train.candidate_rows import Log, VideoRow
 from train.import_videos import Found, Known, measured_rows
 from train.run import read_rows
@@ -66,7 +67,7 @@ def _input(clip: VideoRow, place: Path) -> Input:
     files = {"portrait": place.with_name(place.name + ".png"), "audio": place.with_name(place.name + ".wav")}
     hashes = {name: hashlib.sha256(f"{name} of {clip.sha256}".encode()).hexdigest() for name in files}
     told = {"prompt": clip.prompt, "split": clip.split, "seconds": clip.frames / clip.fps, "hashes": hashes}
-    return Input(clip.input, **files, **told, size=(clip.width, clip.height), whole=True)
+    return Input(clip.input, **files, **told, size=(clip.width, clip.height), kept=Kept(clip.frames, clip.fps))
 
 
 def _extract(clip: Path, given: Input, seconds: float) -> None:
@@ -87,7 +88,31 @@ def _extract(clip: Path, given: Input, seconds: float) -> None:
             Image.fromarray(to_bytes(frame[None])[0]).save(beside, format="png")
 
 
-def one_source_each(inputs: Sequence[Input], sources: Sequence[Source], seed: int) -> list[tuple[Input, Source]]:
-    """Every clip with one of the sources, each equally likely, whatever the other clips are."""
-    ordered = sorted(sources, key=lambda source: source.name)
-    return [(given, random.Random(f"{seed} {given.input} whose").choice(ordered)) for given in inputs]
+def one_source_each(
+    inputs: Sequence[Input], sources: Sequence[Source], wishes: Wishes, failures: Failures
+) -> tuple[list[tuple[Input, Source]], dict[str, int]]:
+    """Every clip with one of the sources that can make a video like it, each equally likely, whatever the other clips
+    are; and of how many clips each source can. A clip that none can make is a failure."""
+    ordered, pairs = sorted(sources, key=lambda source: source.name), []
+    able = dict.fromkeys([source.name for source in ordered], 0)
+    for given in inputs:
+        can, why = _able(given, ordered, wishes)
+        for source in can:
+            able[source.name] += 1
+        if can:
+            pairs.append((given, random.Random(f"{wishes.seed} {given.input} whose").choice(can)))
+        elif ordered:
+            failures.add(f"input {given.input}", "; ".join(why))
+    return pairs, able
+
+
+def _able(given: Input, sources: Sequence[Source], wishes: Wishes) -> tuple[list[Source], list[str]]:
+    """The sources that can make a video of an input, and why the others cannot."""
+    can, why = [], []
+    for source in sources:
+        try:
+            shape_of(given, source, wishes)
+            can.append(source)
+        except UserError as error:
+            why.append(f"{error.what} ({error.got})")
+    return can, why

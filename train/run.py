@@ -62,7 +62,7 @@ def command(
         default = "required" if field.default is dataclasses.MISSING else f"{_shown(field.default)}"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", dest=field.name, default=None, metavar=field.name.upper(),
-            nargs="+" if typing.get_origin(hints[field.name]) is tuple else None,
+            **_arguments(hints[field.name]),
             help=f"{field.metadata.get('help', '')} ({default})",
         )  # fmt: skip
     flags = vars(parser.parse_args(argv))
@@ -73,6 +73,13 @@ def command(
         run(read_settings(kind, config, given, preset), dry_run)
 
     return report(go, debug=debug)
+
+
+def _arguments(hint: Any) -> dict[str, Any]:
+    """How many words a flag takes: of a tuple one or more, of a yes or no none too, which is a yes."""
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if hint is bool else {}
 
 
 def read_settings(kind: type[Settings], config: Path | None, flags: Given, preset: Preset | None = None) -> Settings:
@@ -202,13 +209,14 @@ def _shown(default: Any) -> str:
 def read_rows(path: Path, kind: type[Settings]) -> Iterator[Settings]:
     """The rows of a JSON-lines file as dataclasses; other columns are ignored. Raises UserError with the line."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # splitlines would break at characters that JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read", got=str(error), expected="a JSON-lines file", do="check the path"
         ) from error
     names = {field.name for field in dataclasses.fields(kind)}
     needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    hints = typing.get_type_hints(kind)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -224,7 +232,24 @@ def read_rows(path: Path, kind: type[Settings]) -> Iterator[Settings]:
                 expected=f"a JSON object with {', '.join(sorted(needed))}",
                 do="correct the line, or make the file again",
             )
-        yield kind(**{name: value for name, value in row.items() if name in names})
+        told = {name: value for name, value in row.items() if name in names}
+        if wrong := [name for name, value in told.items() if not _fits(value, hints[name])]:
+            raise UserError(
+                f"line {number} of {path} is not a row of this file",
+                got=", ".join(f"{name} {told[name]!r}" for name in wrong),
+                expected=", ".join(f"{name}: {getattr(hints[name], '__name__', hints[name])}" for name in wrong),
+                do="correct the line, or make the file again",
+            )
+        yield kind(**told)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value can be a field's; lists, objects and `Any` are left to who reads them."""
+    kinds = typing.get_args(hint) if _optional(hint) else (hint,)
+    plain = {str, int, float, bool, types.NoneType}
+    if not set(kinds) <= plain:
+        return True
+    return type(value) in kinds or (float in kinds and type(value) is int)
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

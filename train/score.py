@@ -7,14 +7,15 @@
 Each process appends to scores/part-RANK.jsonl: video, z_mn, z_ls, z_vq (logit of Yes less logit of No, the mean over
 windows of at most five seconds), least_mn ..., mass (probability of Yes and No together), windows, warnings, and the
 hashes `critic` and `views`. Nothing is scored twice by the same critic in the same views, however often the command is
-given and however many processes there are. A video that cannot be read is a row with `failed`. Before the first score a
-canary: lip sync must react to silence, to late sound, and to the adapter.
+given and however many processes there are. A video that cannot be read, or whose score is no number (fp16 may
+overflow), is a row with `failed`. Before the first score a canary: lip sync must react to silence, to late sound, and
+to the adapter, on one of three clips.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,23 +24,24 @@ from typing import Any
 import torch
 
 from fantasy_core.critic.asked import read_views
-from fantasy_core.critic.critic import Critic, Score
-from fantasy_core.errors import UserError
+from fantasy_core.critic.critic import ADAPTER, Critic, Score
+from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
 from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
-from train.run import command, made_from, read_rows, setting, write_json
-from train.scorers import CriticScorer, Scorer, Video
+from train.run import command, made_from, setting, write_json
+from train.scorers import CriticScorer, Scorer, Video, check_task, no_number, read_videos
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FEW = 3  # videos that fail alike, before the critic is at fault and not they
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    videos: Path = setting(help="videos.jsonl: video, path (relative to it), input")
+    videos: Path = setting(help="videos.jsonl or .parquet: video, path (relative to it), input")
     out: Path = setting(help="folder of the part files")
     base: Path | None = setting(None, "folder of Qwen2.5-Omni")
     critic: Path | None = setting(None, "adapter folder of train.critic; without one the base is asked")
@@ -100,10 +102,11 @@ def check_settings(settings: ScoreSettings) -> None:
             do="merge them (train.critic merge) and give the result as --base",
         )
     check_file(settings.base / "config.json", "model's configuration")
-    if settings.task is not None:
-        check_file(settings.task, "face landmarker")
-    if settings.views is not None:
-        read_views(settings.views)
+    if settings.critic is not None:
+        check_file(settings.critic / ADAPTER, "critic's adapter")
+    may_crop = settings.views is None or read_views(settings.views).crops_face  # None: an adapter's own may
+    if may_crop and settings.face == "found":
+        check_task(settings.task)
 
 
 def row_of(video: str, score: Score, scorer: Scorer) -> dict[str, Any]:
@@ -125,43 +128,72 @@ def done(settings: ScoreSettings, scorer: Scorer) -> set[str]:
 
 
 def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether one of these clips was a canary, which has been told. Raises UserError when it did not react."""
-    for (_, video), clip in found:
-        told = None if isinstance(clip, UserError) else scorer.canary(clip)
+    """Whether one of these clips was a canary that reacted, which is told. Raises UserError when FEW did not, or all
+    there are: a clip of steady noise or of a still mouth may be the same late or silent."""
+    still: list[UserError] = []
+    for video, clip in ((video.video, clip) for (_, video), clip in found if not isinstance(clip, UserError)):
+        try:
+            told = scorer.canary(clip)
+        except UserError as error:
+            still.append(error)
+            print(f"canary {video}: {error.got}: {error.what}")
+            if len(still) == FEW:
+                break
+            continue
         if told:
-            print(f"canary {video.video}: " + ", ".join(f"z {value:+.3f} ({name})" for name, value in told.items()))
+            print(f"canary {video}: " + ", ".join(f"z {value:+.3f} ({name})" for name, value in told.items()))
             return True
+    if still:
+        raise still[0]
     return False
 
 
-def score_all(settings: ScoreSettings, jobs: Sequence[tuple[Path, Video]], scorer: Scorer) -> Iterator[dict[str, Any]]:
-    """A row for every video, as soon as it is known."""
+def score_all(
+    settings: ScoreSettings, jobs: Sequence[tuple[Path, Video]], scorer: Scorer
+) -> Iterator[tuple[str, Score | UserError]]:
+    """(video, its score or why it has none), as soon as it is known."""
     sung = not settings.canary
     read = each(scorer.read, jobs, settings.workers, prepare=scorer.prepare, given=scorer.given)
     while pool := list(islice(read, settings.pool)):
         sung = sung or check_canary(scorer, pool)
-        for (_, video), error in pool:
-            if isinstance(error, UserError):
-                yield failed_row(video.video, error, scorer)
+        yield from ((video.video, error) for (_, video), error in pool if isinstance(error, UserError))
         good = [(video.video, clip) for (_, video), clip in pool if not isinstance(clip, UserError)]
         for number, score in scorer.scores([clip for _, clip in good]):
-            yield row_of(good[number][0], score, scorer)
+            yield good[number][0], score
     if jobs and not sung and settings.judge == "none":
         print(
-            "warning: no canary: none of these videos has half a second of sound. Whether the critic hears is unknown"
+            "warning: no canary: no video that could be read has half a second of sound. Whether the critic hears is "
+            "unknown"
         )
 
 
+def rows_of(told: Iterable[tuple[str, Score | UserError]], scorer: Scorer) -> Iterator[dict[str, Any]]:
+    """A row for every video. One whose score is no number has failed; where FEW have none and no other has one, the
+    critic is at fault: UserError, and no row for them."""
+    odd, numbers = [], False
+    for video, score in told:
+        if isinstance(score, UserError):
+            yield failed_row(video, score, scorer)
+        elif (error := no_number({f"z_{d}": score.z[d] for d in DIMENSIONS} | {"mass": score.mass})) is None:
+            numbers = True
+            yield row_of(video, score, scorer)
+        else:
+            odd.append(failed_row(video, error, scorer))
+            if len(odd) == FEW and not numbers:
+                raise error
+        if numbers:
+            yield from odd
+            odd = []
+    yield from odd
+
+
 def run(settings: ScoreSettings, dry_run: bool) -> None:
-    videos = list(read_rows(settings.videos, Video))
+    videos, world = read_videos(settings.videos), join(settings.device)
     if dry_run:
         if settings.judge == "none":
             check_settings(settings)
-        scored = len({row["video"] for row in read_parts(settings.out)} & {video.video for video in videos})
-        absent = sum(not (settings.videos.parent / video.path).is_file() for video in videos)
-        print(f"dry run: {len(videos)} videos, {scored} with a score in {settings.out}, {absent} files are not there")
+        tell_plan(settings, videos)
         return
-    world = join(settings.device)
     scorer = scorer_of(settings, world.device)
     finished = done(settings, scorer)
     own = [video for video in videos[world.rank :: world.size] if video.video not in finished]
@@ -169,7 +201,7 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
     print(f"{len(videos)} videos, {len(finished)} scored already, {len(jobs)} of them for this process")
     failed = 0
     with part_of(settings.out, world.rank) as part, Progress("score", len(jobs), shown=world.is_main) as progress:
-        for row in score_all(settings, jobs, scorer):
+        for row in rows_of(score_all(settings, jobs, scorer), scorer):
             part.append(row)
             failed += "failed" in row
             progress.step(row["video"])
@@ -178,6 +210,19 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
         told = {"critic": scorer.critic, "views": scorer.views, "given": named}
         write_json(settings.out / "scorer.json", told | {"made_from": made_from({"videos": settings.videos})})
     print(f"{len(jobs)} scored, {failed} of them failed; rows are in {settings.out}")
+    print(f"critic {scorer.critic}, views {scorer.views}")
+
+
+def tell_plan(settings: ScoreSettings, videos: Sequence[Video]) -> None:
+    """Print what there is to score. Whose the rows are that are there is known when a critic is loaded."""
+    scored = {row["video"] for row in read_parts(settings.out)} & {video.video for video in videos}
+    absent = [video.video for video in videos if not (settings.videos.parent / video.path).is_file()]
+    judges = {(row.get("critic"), row.get("views")) for row in read_parts(settings.out)}
+    print(
+        f"dry run: {len(videos)} videos; {len(scored)} have a row in {settings.out}, by {len(judges)} critics and views"
+    )
+    if absent:
+        print(f"files that are not there: {some(absent)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,9 @@ they are by two hashes, `critic` and `views`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,17 @@ from fantasy_core.critic.asked import Views
 from fantasy_core.critic.critic import Answer, Critic, Score, combine
 from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import RATE, Shown
-from fantasy_core.errors import UserError
+from fantasy_core.errors import UserError, some
 from fantasy_core.pair_rules import DIMENSIONS
+from train.tables import rows_of
 
 MOVES = 1e-5  # of z: what is fed to the model moves it by more
 LATE = RATE // 2  # samples of the canary's shifted sound
+DO = {  # where a change of the canary's leaves z as it is
+    "silence": "fetch the base's files anew, its audio tower is deaf; --engine transformers, if it was vllm",
+    "late": "train the critic on late sound too (train.degrade --kinds shift), it does not hear when things are said",
+    "adapter off": "give the adapter of a finished run as --critic: this one changes nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,34 @@ class Video:
     video: str
     path: str
     input: str = ""
+
+
+def read_videos(path: Path) -> list[Video]:
+    """The lines of videos.jsonl, or of a parquet file of the same columns. Raises UserError for a video that is there
+    twice, and for a file without any."""
+    videos = list(rows_of(path, Video))
+    twice = [name for name, count in Counter(video.video for video in videos).items() if count > 1]
+    if twice or not videos:
+        raise UserError(
+            f"{path} is no list of videos",
+            got=f"more than once: {some(twice)}" if twice else "no line",
+            expected="every video once",
+            do="correct the file" if twice else "give the videos.jsonl of a stage that made videos",
+        )
+    return videos
+
+
+def no_number(told: Mapping[str, float | None]) -> UserError | None:
+    """What is wrong with values of which some are NaN or infinite; None where all are numbers (or not said)."""
+    odd = [f"{name} {value}" for name, value in told.items() if value is not None and not math.isfinite(value)]
+    if not odd:
+        return None
+    return UserError(
+        "the critic gave no number",
+        got=", ".join(odd),
+        expected="finite logits of Yes and No",
+        do="give --dtype bf16 or fp32 (fp16 overflows); if it stays so, fetch the base or train the adapter anew",
+    )
 
 
 class Scorer(Protocol):
@@ -44,7 +80,7 @@ class Scorer(Protocol):
 
     def canary(self, clip: Any) -> dict[str, float] | None:
         """What the scores of one clip do when they should move; None when it is no canary. Raises UserError when they
-        do not."""
+        do not, or are no numbers."""
         ...
 
 
@@ -57,6 +93,13 @@ def prepare_reader(views: Views, task: Path | None) -> None:
     """Once in each reading process: the face detectors stay open."""
     finder = _reader.setdefault("stack", ExitStack()).enter_context(face_finder(task)) if task else None
     _reader.update(views=views, finder=finder)
+
+
+def check_task(task: Path | None) -> None:
+    """Raise UserError here and now for what would fail in every reading process."""
+    if task is not None:
+        with face_finder(task):
+            pass
 
 
 def read_shown(job: tuple[Path, Video]) -> dict[str, list[Shown]]:
@@ -108,17 +151,23 @@ class CriticScorer:
         adapted = hasattr(self.model.model, "disable_adapter")
         with self.model.without_adapter:
             z |= {"adapter off": self.model.ask([window], ["ls"])[0].z["ls"]} if adapted else {}
+        if error := no_number(z):
+            raise error
         still = [name for name in z if name != "own" and abs(z[name] - z["own"]) < MOVES]
         if still:
-            raise UserError(
-                "the critic does not react: " + ", ".join(still),
-                got=", ".join(f"z {value:.6f} ({name})" for name, value in z.items()),
-                expected="another score for silence, for late sound and without the adapter",
-                do="the sound did not reach the model"
-                if "silence" in still
-                else "look at the adapter: it does nothing",
-            )
+            raise not_moved(still, z)
         return z
+
+
+def not_moved(still: Sequence[str], z: Mapping[str, float]) -> UserError:
+    """What to do about changes of the canary that left z as it was. Who hears nothing hears no delay either."""
+    causes = [name for name in still if name != "late" or "silence" not in still]
+    return UserError(
+        "the critic does not react: " + ", ".join(still),
+        got=", ".join(f"z {value:.6f} ({name})" for name, value in z.items()),
+        expected="another score for silence, for late sound and without the adapter",
+        do="; ".join(["give --dtype fp32, if rounding may hide it", *(DO[name] for name in causes)]),
+    )
 
 
 def by_tokens(windows: Sequence[tuple[int, Shown]], most: int) -> Iterator[list[tuple[int, Shown]]]:

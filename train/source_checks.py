@@ -29,7 +29,7 @@ def _unlike(given: Mapping[str, Any], told: Mapping[str, Any], source: Source) -
     """Inputs that the type does not have, or needs, and values that it does not offer."""
     needed, more = (told.get("input", {}).get(group) or {} for group in ("required", "optional"))
     known = needed | more
-    for name in needed.keys() - given.keys():
+    for name in needed.keys() - {name.partition(".")[0] for name in given}:
         yield f"input {name} is missing"
     for name, value in given.items():
         if name.partition(".")[0] not in known:

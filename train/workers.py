@@ -1,4 +1,5 @@
-"""Work in processes of their own: one that dies takes its job alone, and none outlives what began it."""
+"""Work in processes of their own: one that dies takes its job alone, one that cannot begin stops all work, and none
+outlives what began it."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from fantasy_core.errors import UserError
 AHEAD = 4  # jobs a worker has waiting
 Work = Callable[[Any], Any]
 Running = list[tuple[Any, Future]]
+
+_unprepared: list[Exception] = []  # of a worker: what `prepare` raised
 
 
 class WorkerKilled(UserError):
@@ -35,7 +38,7 @@ def each(
 
     workers: processes, each prepared once by `prepare(*given)`; 0 works here. A worker that is killed, by the system or
     by a file that breaks its decoder, is replaced: what was in flight is done again one by one, and a job that kills a
-    worker a second time becomes WorkerKilled.
+    worker a second time becomes WorkerKilled. What `prepare` raises is raised here: it is the fault of no job.
     """
     if workers == 0:
         if prepare:
@@ -72,6 +75,8 @@ def _next(running: Running, pool: _Pool, work: Work, in_order: bool):
 
 
 def _caught(work: Work, job: Any) -> Any:
+    for error in _unprepared:
+        raise error
     try:
         return work(job)
     except UserError as error:
@@ -101,7 +106,7 @@ class _Pool:
             return self.submit(work, job).result()
         except BrokenProcessPool:
             return WorkerKilled(
-                f"{job} killed its process",
+                f"{_file_of(job)} killed its process",
                 got="a process that died twice over it",
                 expected="a file that can be decoded, and memory for it",
                 do="convert the file again, or give the machine more memory",
@@ -111,15 +116,25 @@ class _Pool:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _file_of(job: Any) -> Any:
+    """What a job is about, for people: jobs are files, tuples that begin with one, or have a `path`."""
+    first = job[0] if isinstance(job, tuple) else job
+    return getattr(first, "path", first)
+
+
 def _begin(prepare: Callable[..., None] | None, given: tuple) -> None:
-    """In a worker: one thread of torch, Ctrl-C ends it at once, and so does the end of the process that began it."""
+    """In a worker: one thread of torch, Ctrl-C ends it at once, and so does the end of the process that began it. A
+    failure to prepare is kept for the first job to tell: an initializer that raises looks like a worker that died."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
-    if prepare:
-        prepare(*given)
+    try:
+        if prepare:
+            prepare(*given)
+    except Exception as error:
+        _unprepared.append(error)
 
 
 def _end_with_parent() -> None:

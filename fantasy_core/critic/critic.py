@@ -146,7 +146,7 @@ def combine(answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS) -
         if told and not known:
             warnings.append(f"no sound: {dimension} cannot be judged")
     mass = min((answer.mass for answer in answers), default=0.0)
-    if mass < LEAST_MASS:
+    if not mass >= LEAST_MASS:  # NaN too
         warnings.append(f"Yes and No have {mass:.2f} of the probability: this model does not answer the question")
     counts = [sum(d in answer.z for answer in answers) for d in dimensions]
     return Score(z, least, mass, max(counts, default=0), warnings)

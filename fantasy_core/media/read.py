@@ -107,13 +107,22 @@ def video_size(path: str | Path) -> tuple[int, int, int]:
 
 
 def video_header(path: str | Path) -> tuple[float, bool]:
-    """(seconds, whether there is a sound track) as a video's header states them; no frame is decoded."""
+    """(seconds, whether there is a sound track) by a video's header, or its packets; no frame is decoded."""
     with _container(path, "video") as container:
         stream = _picture_stream(container)
         if stream is None:
             raise broken(Path(path), "video", "a file without moving pictures")
-        seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+        seconds = stream.duration * stream.time_base if stream.duration else _shown_seconds(container, stream)
         return float(seconds), bool(container.streams.audio)
+
+
+def _shown_seconds(container, stream) -> float:
+    """From the first frame's time to the last one's end. What a file without lengths of its tracks states as its own
+    (mkv, webm) is that of the longest track, and counts from before a picture that comes late."""
+    times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+    if len(times) < 2:
+        return 0.0
+    return float((times[-1] - times[0]) * stream.time_base) * len(times) / (len(times) - 1)
 
 
 def video_seconds(path: str | Path) -> float:
@@ -144,16 +153,18 @@ def read_audio(path: str | Path, layout: str | None = None) -> Iterator[tuple[in
         picture = _picture_stream(container)
         start = _start(picture)
         resampler = av.AudioResampler(format="fltp", layout=layout)
-        rate, position = 0, 0  # samples handed out so far
+        rate, position, before = 0, 0, 0  # samples handed out so far, and left out before the picture
         for frame in _decoded(container, stream):
             rate = frame.sample_rate
             start = frame.time if start is None else start
             hole = round((frame.time - start) * rate) - position if frame.time is not None else 0
             for plane in resampler.resample(frame):
-                sound = _place(plane.to_ndarray(), hole, rate, first=position == 0)
+                whole = plane.to_ndarray()
+                sound = _place(whole, hole, rate, first=position == 0)
                 position += sound.shape[1]
+                before += max(whole.shape[1] - sound.shape[1], 0)
                 yield rate, sound
-        _check_length(stream, position / rate if rate else 0, path, "audio")
+        _check_length(stream, (position + before) / rate if rate else 0, path, "audio")
 
 
 def _start(picture) -> Fraction | None:

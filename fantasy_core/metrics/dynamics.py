@@ -7,6 +7,8 @@ brought to a short side of 512; between neighbours the optical flow is taken, in
 - `bd`: the same outside the mask.
 - `flow_top5`: mean of the longest 5 % of the whole frame, mean over pairs (VBench's form).
 - `flow`: mean over the whole frame; in place of sd and bd where there is no mask (`masks=None`).
+
+A pair with a scene cut in between is left out: what changes there has not moved.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from .contract import Measured, Video
-from .sampling import at_rate
+from .sampling import at_rate, scenes
 from .subject_masks import Masks
 
 Array = np.ndarray
@@ -55,7 +57,7 @@ class Dynamics:
         self.better = {column: BETTER[column] for column in self.columns}
         self.verified = flow.verified and (masks is None or masks.verified)
         told = {"mask": "none"} if masks is None else masks.settings
-        self.settings = {**flow.settings, **told, "fps": FPS, "short_side": SHORT, "top": TOP}
+        self.settings = {**flow.settings, **told, "fps": FPS, "short_side": SHORT, "top": TOP, "cuts": "left out"}
 
     def measure(self, video: Video) -> Measured:
         """What cannot be said is None, with the reason: one frame, fewer frames than 8 a second, no subject. Raises
@@ -64,16 +66,22 @@ class Dynamics:
         if reason is not None:
             return Measured(dict.fromkeys(self.columns), dict.fromkeys(self.columns, reason))
         taken = at_rate(video, FPS)
-        flows = self._flows(video.frames, taken)
-        masks = None if self._masks is None else self._masks.of(video, taken[:-1])
+        whole = np.diff(scenes(video, taken)) == 0  # of each pair
+        if not whole.any():
+            return Measured(
+                dict.fromkeys(self.columns), dict.fromkeys(self.columns, "a scene cut in every pair of frames")
+            )
+        flows = self._flows(video.frames, taken, whole)
+        masks = None if self._masks is None else self._masks.of(video, taken[:-1][whole])
         return summed(flows, masks)
 
-    def _flows(self, frames: Array, taken: Array):
-        """The flow [H, W, 2] of each pair, one at a time."""
+    def _flows(self, frames: Array, taken: Array, whole: Array):
+        """The flow [H, W, 2] of each pair that is whole, one at a time."""
         last = scaled(frames[taken[0]])
-        for index in taken[1:]:
+        for index, kept in zip(taken[1:], whole, strict=True):
             following = scaled(frames[index])
-            yield self._flow.between(last, following)
+            if kept:
+                yield self._flow.between(last, following)
             last = following
 
 

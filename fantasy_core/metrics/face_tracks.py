@@ -44,16 +44,20 @@ def overlap(one: Box, other: Box) -> float:
     return inside / (areas - inside) if areas > inside else 0.0
 
 
-def tracks(found: list[list[Box]]) -> list[FaceTrack]:
+def tracks(found: list[list[Box]], scene: Array | None = None) -> list[FaceTrack]:
     """All tracks of the boxes found in each frame: a box goes on with the earliest track whose last box overlaps it by
-    more than a half, at most 25 frames ago."""
+    more than a half, at most 25 frames ago, in the same scene (`scene` [n]: which one each frame is of)."""
+    scene = np.zeros(len(found)) if scene is None else scene
     open_tracks: list[list[tuple[int, Box]]] = []
+
+    def goes_on(track: list[tuple[int, Box]], frame: int, box: Box) -> bool:
+        last, place = track[-1]
+        near = 0 < frame - last <= MOST_MISSED and scene[frame] == scene[last]
+        return near and overlap(box, place) > LEAST_OVERLAP
+
     for frame, boxes in enumerate(found):
         for box in boxes:
-            fits = (
-                t for t in open_tracks if 0 < frame - t[-1][0] <= MOST_MISSED and overlap(box, t[-1][1]) > LEAST_OVERLAP
-            )
-            track = next(fits, None)
+            track = next((one for one in open_tracks if goes_on(one, frame, box)), None)
             if track is None:
                 open_tracks.append([(frame, box)])
             else:

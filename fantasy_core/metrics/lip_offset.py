@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..lips import Detect, LipTrack, landmarker, track
 from ..manifest import sha256
-from ..media.cuts import CHANGE, cuts, differences
+from ..media.cuts import CHANGE
 from .contract import Measured, Video
 from .lip_sync import LEAST_SECONDS, LipSync, lip_sync, pooled
+from .sampling import cuts_in
 
 Array = np.ndarray
 FPS, RATE = 25.0, 16_000
@@ -96,9 +96,8 @@ def unfit(video: Video, change: float = CHANGE) -> str | None:
         return f"{len(video.frames)} frame{'' if len(video.frames) == 1 else 's'}, no video"
     if video.sound is None or not len(video.sound):
         return "no sound track"
-    pictures = (torch.from_numpy(np.ascontiguousarray(frame)).movedim(-1, 0).float() / 255 for frame in video.frames)
-    times, difference = differences(zip(map(float, video.times), pictures, strict=True))
-    if found := cuts(difference, change):
+    times, found = cuts_in(video, change)
+    if found:
         return f"a scene cut at {times[found[0]]:.2f} s: it may be another face, or another moment"
     return None
 

@@ -1,4 +1,5 @@
-"""Scores that were measured elsewhere, for models too large to run here: a file of video, metric, value."""
+"""Scores that were measured elsewhere, for models too large to run here: a file of video, metric, value, and
+perhaps method."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ SCALES = {"1..5": (1.0, 5.0), "0..1": (0.0, 1.0)}
 class ScoreFile:
     """Columns from a .json (a list), .jsonl or .csv whose rows have video, metric and value.
 
-    A row belongs to the video of that path, or of that file name or stem where this names one alone. scale: what the
+    A row's video may be a path, or its last parts, as `base/00.mp4` or `base/00`: it belongs to files that end in them,
+    and of all `among` which scores are asked for to one alone, for methods have files of the same names. A row's
+    `method`, if there is one, counts as the name of the folder. scale: what the
     values are, `1..5` or `0..1`, which becomes 1 + 4 times the value; a value outside is refused, so that one scale
     never passes for the other. Raises UserError for a file that cannot be understood.
     """
@@ -36,6 +39,7 @@ class ScoreFile:
         self.columns = tuple(columns)
         self.better: Mapping[str, int] = dict.fromkeys(self.columns, 1)
         self._scores = self._indexed(read_scores(self._path))
+        self.among(())
         self.settings: Mapping[str, object] = {
             "file": self._path.name,
             "file_sha256": sha256(self._path),
@@ -61,26 +65,45 @@ class ScoreFile:
     def _bad(self, got: str, expected: str, do: str) -> UserError:
         return UserError(f"scores in {self._path} cannot be used", got=got, expected=expected, do=do)
 
+    def among(self, paths: Iterable[Path]) -> None:
+        """All videos that will be asked for: a row that fits several of them is of none."""
+        self._asked: dict[str, list[Path]] = {}
+        for path in dict.fromkeys(path.resolve() for path in paths):
+            for name in self._fitting(path)[:1]:
+                self._asked.setdefault(name, []).append(path)
+
     def measure(self, video: Video) -> Measured:
-        """Raises UserError for a video that has no row, or whose name fits the rows of several."""
-        name = self._named(video.path)
+        """Raises UserError for a video that has no row, or whose row fits others too."""
+        fits = self._fitting(video.path)
+        if not fits:
+            raise self._bad(f"none for {video.path}", "a row for every video", "score this video too")
+        if len(fits) > 1:
+            raise self._bad(f"{some(fits)} for {video.path}", "one row of a metric", "write whole paths, each once")
+        (name,) = fits
+        if len(rivals := self._asked.get(name, [])) > 1:
+            do = "write the folder too, as base/00.mp4, or a column `method` with the folder's name"
+            raise self._bad(f"{name} for {some(map(str, rivals))}", "rows that name one video", do)
         scores = self._scores[name]
         values = {column: scores.get(column) for column in self.columns}
         absent = {column: f"no row in {self._path.name}" for column, value in values.items() if value is None}
         return Measured(values, absent)
 
-    def _named(self, path: Path) -> str:
-        for same in (
-            lambda name: name == str(path),
-            lambda name: Path(name).name == path.name,
-            lambda name: Path(name).name == path.stem or Path(name).stem == path.stem,
-        ):
-            fits = [name for name in self._scores if same(name)]
-            if len(fits) == 1:
-                return fits[0]
-            if fits:
-                raise self._bad(f"{some(fits)} for {path}", "one video for each name", "write whole paths")
-        raise self._bad(f"none for {path}", "a row for every video", "score this video too")
+    def _fitting(self, path: Path) -> list[str]:
+        """The rows' names that fit best: by the most last parts of the path."""
+        whole, found = path.resolve().parts, {}
+        for name in self._scores:
+            if fitting := _ends_in(whole, Path(name)):
+                found.setdefault(fitting, []).append(name)
+        return found[max(found)] if found else []
+
+
+def _ends_in(whole: tuple[str, ...], name: Path) -> int:
+    """By how many last parts a path's parts agree with a row's name, with or without the file's suffix; 0 if they do
+    not."""
+    last = name.resolve().parts if name.is_absolute() else tuple(part for part in name.parts if part != "..")
+    if len(last) > len(whole) or last[:-1] != whole[len(whole) - len(last) : -1]:
+        return 0
+    return len(last) if last[-1] in (whole[-1], Path(whole[-1]).stem) else 0
 
 
 def read_scores(path: Path) -> list[tuple[str, str, float]]:
@@ -96,9 +119,9 @@ def read_scores(path: Path) -> list[tuple[str, str, float]]:
 def _rows(path: Path) -> list:
     text = path.read_text("utf-8-sig")
     if path.suffix.lower() == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        return list(csv.DictReader(text.split("\n")))
     if path.suffix.lower() == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     rows = json.loads(text)
     if not isinstance(rows, list):
         raise ValueError(f"a {type(rows).__name__}, not a list")
@@ -109,10 +132,10 @@ def _row(path: Path, number: int, row: object) -> tuple[str, str, float]:
     try:
         if not isinstance(row, Mapping):
             raise ValueError
-        video, metric, value = row["video"], row["metric"], float(row["value"])
+        video, metric, value, method = row["video"], row["metric"], float(row["value"]), row.get("method")
         if not (isinstance(video, str) and video and isinstance(metric, str) and math.isfinite(value)):
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         expected, do = "video (a name), metric (iqa or aes), value (a number)", "mend that row"
         raise UserError(f"row {number} of {path} is no score", got=repr(row), expected=expected, do=do) from error
-    return video, metric.lower(), value
+    return f"{method}/{video}" if method else video, metric.lower(), value

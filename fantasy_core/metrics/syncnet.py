@@ -5,7 +5,7 @@ a second, positive where the voice leads, like `lip_offset`. Sound beyond the en
 clips confidence; `sync_c_valid` leaves such pairs out.
 
 Other than the reference: a track needs more than 50 sightings, not 100 (an 81-frame clip of 3.5 s has 88 frames); the
-longest track alone is scored; crops are not compressed on the way; scene cuts are not searched for.
+longest track alone is scored; crops are not compressed on the way; the cuts that end tracks are those of `media.cuts`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, tracks
 from .mfcc import RATE, mfcc
 from .networks import open_network
 from .s3fd import s3fd_faces
-from .sampling import at_rate
+from .sampling import at_rate, scenes
 from .syncnet_model import SHIFT, SyncNetModel, shifted_distances
 
 Array = np.ndarray
@@ -81,14 +81,17 @@ class SyncNet:
             "shift": SHIFT,
             "min_track": min_track,
             "min_face": min_face,
+            "cuts": "end tracks",
         }
 
     def measure(self, video: Video) -> Measured:
         """Raises UserError for a video without sound, with silence, of one frame, or without a face that is large and
         long enough."""
-        sound, frames = _heard(video), video.frames[at_rate(video, FPS)]
+        taken = at_rate(video, FPS)
+        sound, frames = _heard(video), video.frames[taken]
         with self._faces() as faces:
-            track = self._longest(video, tracks([faces(frame) for frame in frames]))
+            found = tracks([faces(frame) for frame in frames], scenes(video, taken))
+        track = self._longest(video, found)
         start, stop = track.first * SAMPLES, (track.first + len(track.boxes)) * SAMPLES
         sound = sound[start:stop]
         windows = min(len(track.boxes), len(sound) // SAMPLES) - WINDOW

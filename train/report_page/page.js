@@ -213,7 +213,8 @@ const step = by => open(data.inputs[(data.inputs.indexOf(current) + by + data.in
 function endsOf(column) {
   const boxes = data.methods.map((m, k) => {
     const sorted = Object.entries(column.values[m] || {}).sort((a, b) => (a[1] - b[1]) * (column.better || 1));
-    return box(m, k, [["worst", sorted.slice(0, 5)], ["best", sorted.slice(-5).reverse()]]);
+    const [low, high] = column.better ? ["worst", "best"] : ["lowest", "highest"];
+    return box(m, k, [[low, sorted.slice(0, 5)], [high, sorted.slice(-5).reverse()]]);
   });
   if (data.methods.length > 1) {
     const [a, b] = data.methods.slice(-2), of = column.values;
