@@ -187,7 +187,7 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
 
 
 def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
-    """By input: the file, what it is, and every number or why there is none."""
+    """By input: the file, what it is, every number or why there is none, and the hashes of masks that are given."""
     told = {}
     for stem, path in method.videos.items():
         seen, values, reasons = found.seen[path], {}, {}
@@ -198,6 +198,8 @@ def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
                 reasons |= row.measured.reasons
         facts = vars(seen.facts) if seen.facts else None
         told[stem] = {"path": str(path), "sha256": seen.sha256, "facts": facts, "values": values, "reasons": reasons}
+        if besides := {name: files for name in found.bench.metrics if (files := found.bench.beside(name, path))}:
+            told[stem]["beside"] = besides
     return told
 
 
