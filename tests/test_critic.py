@@ -121,8 +121,8 @@ def test_a_silent_clip_has_no_lip_sync_but_the_rest(model):
 
 
 def test_what_was_not_taught_gets_no_score(model):
-    """A critic of quality and lip sync is not asked about motion; what has learnt nothing of what is asked has no number,
-    and is not said to answer badly."""
+    """A critic of quality and lip sync is not asked about motion; what has learnt nothing of what is asked has no
+    number, and is not said to answer badly."""
     critic = Critic(model, tokenizer(), read_views("shared"), read_questions(), taught=("ls", "vq"))
     whole = Critic(model, tokenizer(), read_views("shared"), read_questions())
     windows = {"shared": CLIPS[:1]}
