@@ -192,6 +192,21 @@ def test_methods_of_other_rates_are_not_compared_unawares(tmp_path, methods):
     assert told["best"]["brightness"] == ["b"] and len(told["tests"]) == 1
 
 
+def test_methods_of_other_rates_without_a_common_input_are_not_compared_unawares(tmp_path, methods):
+    """Nothing of x0 and x1 at 20 frames a second can be held against 00 and 01 at 10; brought to one rate it can."""
+    for number, shade in enumerate(SHADES["b"]):
+        write_grey(tmp_path / "other" / f"x{number}.mp4", shade, fps=20, frames=12)
+    methods = [methods[0], f"other={tmp_path / 'other'}"]
+    told = evaluate(tmp_path, methods)
+    assert told["best"] == {} and told["tests"] == []
+    assert any(
+        "differ in frame rate or size (a 2 x 10 fps, 32x32; other 2 x 20 fps, 32x32)" in w for w in told["warnings"]
+    )
+    assert any(w.startswith("a and other share no input, nothing of them is paired") for w in told["warnings"])
+    told = evaluate(tmp_path, methods, "--fps", "10")
+    assert told["best"]["brightness"] == ["other"] and any("share no input" in w for w in told["warnings"])
+
+
 def test_a_reference_of_another_size_gives_no_distance(tmp_path, methods):
     write_methods(tmp_path, {"real": (0.4, 0.5)}, size=(64, 48))
     reference = ("--reference", tmp_path / "real")
@@ -254,6 +269,8 @@ def test_folders_and_names_that_cannot_be_compared(tmp_path, methods, capsys):
         (("--size", "12x"), (PLAIN,), "size is not readable"),
         (("--fps", "0"), (PLAIN,), "fps has a wrong value"),
         ((), (PLAIN, "plain_metrics:Slow"), "the same columns"),
+        (("--metrics", "none"), (PLAIN,), "no metric was asked for"),
+        (("--out", "/proc/nowhere/out"), (PLAIN,), "choose another --out"),
     ],
 )
 def test_flags_that_mean_nothing(tmp_path, methods, capsys, flags, metrics, words):

@@ -7,9 +7,9 @@
 Files of one stem in the methods' folders are answers to one input. Written are table.md, evaluation.json (every number
 with the settings, hashes and versions it depends on), metrics.csv (a line for each), plots/, report.html (one page, to
 be opened as it is) and cache/, from which the same command goes on after a kill, and by which unchanged videos are not
-measured again. A metric without its weights, or one that fails on a video, costs its own cells alone, and they say why.
-With --strict a video that cannot be read, and a metric that cannot be built, end the command with code 2 after all is
-written.
+measured again. All but the cache is of the last command: what an earlier one left in the folder is removed. A metric
+without its weights, or one that fails on a video, costs its own cells alone, and they say why. With --strict a video
+that cannot be read, and a metric that cannot be built, end the command with code 2 after all is written.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from train.evaluate_cache import Cache
 from train.evaluate_compare import (
     Measurement,
     best_of,
-    ceilings,
     cells_of,
     errors_of,
     mixed_inputs,
+    mixed_methods,
+    rivals,
     settings_of,
     table_columns,
     tests_of,
@@ -39,8 +40,9 @@ from train.evaluate_compare import (
 )
 from train.evaluate_gate import gate_picture
 from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, unpaired
+from train.evaluate_leftovers import remove_leftovers
 from train.evaluate_measure import Bench, measure_all, see_all
-from train.evaluate_plots import plot_columns
+from train.evaluate_plots import plot_columns, plotted
 from train.evaluate_registry import METRICS, Absent, Wanted, columns_of, wanted
 from train.evaluate_sets import pooled_cells, set_cells
 from train.evaluate_study import read_study, study_of
@@ -75,6 +77,9 @@ def run(settings: EvaluateSettings, dry_run: bool) -> None:
     if not settings.method and settings.ratings is None:
         do = "give --method NAME=FOLDER for videos, --ratings FILE for a user study, or both"
         raise UserError("there is nothing to evaluate", got="no --method, no --ratings", expected="one of them", do=do)
+    if settings.method and not settings.metrics:
+        do = "give --metrics lips dynamics, which need no weights of the paper's, or others of README's table"
+        raise UserError("no metric was asked for", got="no --metrics", expected="one or more", do=do)
     study = study_of(read_study(settings.ratings, settings.videos), settings.ours) if settings.ratings else None
     gate = gate_picture(settings.gate) if settings.gate else None
     result = evaluate(settings, dry_run) if settings.method else None
@@ -142,12 +147,14 @@ def measured(
 
 def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> dict[str, Any]:
     """evaluation.json: all that the tables and the page show, and what it depends on."""
-    columns, mixed = table_columns(found), mixed_inputs(found)
+    columns, mixed = table_columns(found), bool(mixed_inputs(found) or mixed_methods(found))
     cells, tests = cells_of(found, columns), [] if mixed else tests_of(found, columns)
+    of_sets = []
     for name, metric in found.bench.metrics.items():
         if isinstance(metric, SetMetric):
-            of_set, told = set_cells(found, cache, name, metric, settings.resamples)
-            tests += [] if mixed else told
+            told = set_cells(found, cache, name, metric, settings.resamples)
+            of_set, of_sets = told.cells, [*of_sets, *told.warnings]
+            tests += [] if mixed else told.tests
         elif isinstance(metric, PooledMetric):
             of_set = pooled_cells(found, name, metric)
         else:
@@ -170,17 +177,17 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
         "columns": columns,
         "metrics": {n: settings_of(m) for n, m in found.bench.metrics.items()},
         "cells": cells,
-        "best": {} if mixed else best_of(cells, columns, ceilings(found)),
+        "best": {} if mixed else best_of(cells, columns, [method.name for method in rivals(found)]),
         "tests": tests,
         "videos": {method.name: videos_of(found, method) for method in found.methods},
         "errors": errors,
-        "warnings": [*warnings_of(found, cells, columns, errors), *notes],
+        "warnings": [*warnings_of(found, cells, columns, errors), *of_sets, *notes],
         "versions": versions_of(found),
     }
 
 
 def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
-    """By input: the file, what it is, and every number or why there is none."""
+    """By input: the file, what it is, every number or why there is none, and the hashes of masks that are given."""
     told = {}
     for stem, path in method.videos.items():
         seen, values, reasons = found.seen[path], {}, {}
@@ -191,6 +198,8 @@ def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
                 reasons |= row.measured.reasons
         facts = vars(seen.facts) if seen.facts else None
         told[stem] = {"path": str(path), "sha256": seen.sha256, "facts": facts, "values": values, "reasons": reasons}
+        if besides := {name: files for name in found.bench.metrics if (files := found.bench.beside(name, path))}:
+            told[stem]["beside"] = besides
     return told
 
 
@@ -201,6 +210,7 @@ def versions_of(found: Measurement) -> list[dict[str, str]]:
 
 
 def write(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:
+    old = remove_leftovers(settings.out, bool(result), bool(study), plotted(result) if result else ())
     origin = made_from({"ratings": settings.ratings}) if settings.ratings else {}
     told = (result or {}) | ({"study": study, "made_from": origin} if study else {})
     write_json(settings.out / "evaluation.json", told)
@@ -212,6 +222,9 @@ def write(result: dict[str, Any] | None, study: dict[str, Any] | None, settings:
     if result:
         write_values(result, settings.out / "metrics.csv")
         plot_columns(result, settings.out / "plots")
+    if old:
+        shown = some(str(path.relative_to(settings.out)) for path in old)
+        print(f"removed, for it was of an earlier command: {shown}")
 
 
 def write_values(result: dict[str, Any], path: Path) -> None:

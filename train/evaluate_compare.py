@@ -1,7 +1,8 @@
 """From measurements to what tables show: means with intervals, distances of sets, tests between methods, warnings.
 
-Numbers of videos that differ in frame rate or size are not compared unawares: where the methods differ on an input, no
-method is called best and nothing is tested; where a method differs from the reference, a distance of sets is not given.
+Numbers of videos that differ in frame rate or size are not compared unawares: where the methods differ on an input, or
+as a whole where they share none, no method is called best and nothing is tested; where a method differs from the
+reference, a distance of sets is not given.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from train.evaluate_registry import Absent
 from train.evaluate_statistics import bootstrap, holm, paired
 from train.evaluate_videos import SceneCuts
 
+APART = "nothing is called best and nothing is tested. Give --fps and --size to bring all videos to one"
 ROUGH = 10  # inputs below which an interval is itself uncertain
 
 
@@ -90,7 +92,7 @@ def cells_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> di
             row[column] = (
                 {**asdict(bootstrap(list(values.values()))), "of": len(method.videos), "reason": None}
                 if values
-                else empty(_why(found, method, about["metric"], column), len(method.videos))
+                else empty(usual_reason(found, method, about["metric"], column), len(method.videos))
             )
     return cells
 
@@ -100,7 +102,7 @@ def empty(reason: str, of: int) -> dict[str, Any]:
     return {"mean": None, "low": None, "high": None, "n": 0, "of": of, "reason": reason}
 
 
-def _why(found: Measurement, method: Method, metric: str, column: str) -> str:
+def usual_reason(found: Measurement, method: Method, metric: str, column: str) -> str:
     """The most frequent reason for which no video of a method has a number."""
     reasons = Counter(reason for _, reason in reasons_of(found, method, metric, column))
     return reasons.most_common(1)[0][0] if reasons else "nothing was measured"
@@ -131,6 +133,26 @@ def mixed_inputs(found: Measurement) -> dict[str, dict[str, str]]:
     return mixed
 
 
+def mixed_methods(found: Measurement) -> list[dict[str, str]]:
+    """Every two rivals that share no input and differ in frame rates or sizes, with what they have."""
+    mixed = []
+    for pair in strangers(rivals(found)):
+        kinds = {method.name: Counter(found.kinds(method)) for method in pair}
+        first, second = map(set, kinds.values())
+        if first and second and first != second:
+            mixed.append({name: _shown(counts) for name, counts in kinds.items()})
+    return mixed
+
+
+def strangers(methods: Sequence[Method]) -> list[tuple[Method, Method]]:
+    """Every two methods without an input that both have: nothing of them can be paired."""
+    return [(a, b) for a, b in combinations(methods, 2) if not a.videos.keys() & b.videos.keys()]
+
+
+def _shown(kinds: Counter[str]) -> str:
+    return ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common(3))
+
+
 def mismatch(found: Measurement, method: Method) -> str | None:
     """Why a method's set is not comparable with the reference, None where it is."""
     if found.reference is None:
@@ -138,17 +160,16 @@ def mismatch(found: Measurement, method: Method) -> str | None:
     own, other = Counter(found.kinds(method)), Counter(found.kinds(found.reference))
     if set(own) == set(other):
         return None
-    shown = [", ".join(f"{n} x {kind}" for kind, n in counts.most_common(3)) for counts in (own, other)]
-    return f"not comparable: {shown[0]}, the reference {shown[1]}; bring them together by --fps and --size WxH"
+    return f"not comparable: {_shown(own)}, the reference {_shown(other)}; bring them together by --fps and --size WxH"
 
 
 def tests_of(found: Measurement, columns: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every two methods in every column with a better side, on the inputs of both, corrected together (Holm)."""
+    """Every two rivals in every column with a better side, on the inputs of both, corrected together (Holm)."""
     tests = []
     for column, about in columns.items():
         if about["of_sets"] or about["absent"] or not about["better"]:
             continue
-        values = {m.name: values_of(found, m, about["metric"], column) for m in found.methods}
+        values = {m.name: values_of(found, m, about["metric"], column) for m in rivals(found)}
         for first, second in combinations(values, 2):
             shared = sorted(values[first].keys() & values[second].keys())
             if shared:
@@ -174,23 +195,25 @@ def _test(column: str, better: int, first: str, second: str, values: Mapping, sh
     }
 
 
-def ceilings(found: Measurement) -> set[str]:
-    """The methods that are the reference itself: real videos are no rival."""
+def rivals(found: Measurement) -> list[Method]:
+    """The methods without those that are the reference itself: real videos are no rival, no test is for them."""
     real = found.reference and found.reference.folder.resolve()
-    return {method.name for method in found.methods if method.folder.resolve() == real}
+    return [method for method in found.methods if method.folder.resolve() != real]
 
 
 def best_of(
-    cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
+    cells: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]], among: Collection[str]
 ) -> dict[str, list[str]]:
-    """The methods with the best mean by column, where there are two numbers or more; equal ones together."""
-    cells = {name: row for name, row in cells.items() if name not in without}
+    """The methods with the best mean by column, of those `among` which there are two numbers or more; equal ones
+    together. Distances of sets of other numbers of videos are no rivals: they fall with the number of samples."""
+    cells = {name: row for name, row in cells.items() if name in among}
     best = {}
     for column, about in columns.items():
         means = {
             name: row[column]["mean"] for name, row in cells.items() if row.get(column, {}).get("mean") is not None
         }
-        if about["better"] and len(means) > 1:
+        counts = {cells[name][column]["n"] for name in means}
+        if about["better"] and len(means) > 1 and not (about["of_sets"] and len(counts) > 1):
             top = max(about["better"] * mean for mean in means.values())
             best[column] = [name for name, mean in means.items() if about["better"] * mean == top]
     return best
@@ -213,13 +236,17 @@ def errors_of(found: Measurement) -> list[dict[str, Any]]:
 def warnings_of(found: Measurement, cells: Mapping, columns: Mapping, errors: Sequence[Mapping]) -> list[str]:
     """What is to be known before any number is believed."""
     told = [f"{name} lacks {len(stems)} inputs: {some(stems)}" for name, stems in unpaired(found.methods).items()]
+    told += [
+        f"{a.name} and {b.name} share no input, nothing of them is paired: answers to one input are files of one stem"
+        for a, b in strangers(rivals(found))
+    ]
     if mixed := mixed_inputs(found):
         stem, kinds = next(iter(mixed.items()))
         shown = "; ".join(f"{name} {kind}" for name, kind in kinds.items())
-        told.append(
-            f"methods differ in frame rate or size on {len(mixed)} inputs ({stem}: {shown}): nothing is called best "
-            "and nothing is tested. Give --fps and --size to bring all videos to one"
-        )
+        told.append(f"methods differ in frame rate or size on {len(mixed)} inputs ({stem}: {shown}): {APART}")
+    for kinds in mixed_methods(found):
+        shown = "; ".join(f"{name} {kind}" for name, kind in kinds.items())
+        told.append(f"methods that share no input differ in frame rate or size ({shown}): {APART}")
     unreadable = [error for error in errors if error["metric"] is None]
     if unreadable:
         told.append(f"{len(unreadable)} videos cannot be read: {some(e['path'] for e in unreadable)}")

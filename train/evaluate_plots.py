@@ -20,15 +20,18 @@ MOST_LINES = 60  # between points of one input; more are a grey wall
 SPREAD, MEAN = 0.16, 0.26  # of points around their method's place, and how far right of it the mean stands
 
 
+def plotted(result: Mapping[str, Any]) -> list[str]:
+    """The columns with a number that have a picture."""
+    known = {c for row in result["cells"].values() for c, cell in row.items() if cell["mean"] is not None}
+    return [c for c, about in result["columns"].items() if c in known and (about["better"] or not about["of_sets"])]
+
+
 def plot_columns(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """COLUMN.png in `folder` for every column with a number; returns the files."""
-    made = []
-    for column, about in result["columns"].items():
-        known = any(row.get(column, {}).get("mean") is not None for row in result["cells"].values())
-        if known and (about["better"] or not about["of_sets"]):
-            folder.mkdir(parents=True, exist_ok=True)
-            made.append(folder / f"{column}.png")
-            _renew(made[-1], result, column)
+    """COLUMN.png in `folder` for every column that has a picture; returns the files."""
+    made = [folder / f"{column}.png" for column in plotted(result)]
+    for path, column in zip(made, plotted(result), strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        _renew(path, result, column)
     return made
 
 
