@@ -26,6 +26,10 @@ class NoSound(UserError):
     """There is nothing to hear: no sound track, or silence, or too little for a voice."""
 
 
+class NoFace(UserError):
+    """There is no face to be seen."""
+
+
 def _again(kind: type[UserError], what: str, got: str, expected: str, do: str) -> UserError:
     return kind(what, got=got, expected=expected, do=do)
 

@@ -12,6 +12,7 @@ import comfy.model_patcher
 import torch
 from torch import nn
 
+from ..fantasy_core.critic.asked import Views
 from ..fantasy_core.critic.critic import Answer, Critic, Score, combine
 from ..fantasy_core.critic.in_memory import digest
 from ..fantasy_core.critic.shown import Shown
@@ -58,10 +59,8 @@ class ManagedCritic:
             offload_device=comfy.model_management.unet_offload_device(),
         )
 
-    @property
-    def made_by(self) -> dict[str, str]:
-        """What its scores are scores of: compared only where these are equal."""
-        views = self.critic.views
+    def made_by(self, views: Views) -> dict[str, str]:
+        """What its scores are scores of: compared only where these are equal. views: as the clip was shown in them."""
         return {"critic": self.critic.hash, "views": views.hash, "preset": views.preset}
 
     def score(
@@ -86,7 +85,7 @@ class ManagedCritic:
             done(len(answers), total)
         while len(_answers) > REMEMBERED:
             _answers.popitem(last=False)
-        return combine(answers, dimensions)
+        return combine(answers, dimensions, self.critic.taught)
 
     def _read(
         self, shown: Mapping[str, Sequence[Shown]], asked: Sequence[str], done: Callable[[int], None]

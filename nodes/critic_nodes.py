@@ -146,13 +146,13 @@ class TalkingCriticScore(io.ComfyNode):
         clip = clip_of(video, images, audio, fps)
         if not asked:
             return io.NodeOutput(*[math.nan] * len(DIMENSIONS), "nothing was asked")
-        face, warnings = face_in(clip.images, critic.critic.views, asked, face_landmarks, face_mask)
+        views, face, warnings = face_in(clip.images, critic.critic.views, asked, face_landmarks, face_mask)
         if video is not None and images is not None:
             warnings.append("images were not looked at: a video is connected")
-        windows = show_clip(clip, critic.critic.views, asked, face)
+        windows = show_clip(clip, views, asked, face)
         score = critic.score(windows, asked, progress()[0])
         values = [score.score.get(dimension) for dimension in DIMENSIONS]
-        told = report(score, asked, critic.made_by, warnings)
+        told = report(score, asked, critic.made_by(views), warnings)
         return io.NodeOutput(*(math.nan if value is None else value for value in values), told)
 
 
@@ -189,10 +189,11 @@ def clip_of(video, images, audio, fps: float) -> Clip:
 
 def face_in(
     images: Tensor, views: Views, asked: Sequence[str], landmarks: dict | None, mask: Tensor | None
-) -> tuple[Box | None, list[str]]:
-    """The box that views of the face show, and a warning where there is none."""
-    if all(views.of[dimension].crop != "face" for dimension in asked):
-        return None, []
+) -> tuple[Views, Box | None, list[str]]:
+    """The views in which the clip can be shown, the box that those of the face show, and a warning where there is
+    none: they are whole frames then."""
+    if not views.only(asked).crops_face:
+        return views, None, []
     size, why = (images.shape[1], images.shape[2]), "no face_landmarks or face_mask is connected"
     face = None
     if landmarks is not None:
@@ -200,7 +201,9 @@ def face_in(
         face, why = face_of_landmarks(faces, landmarks["image_size"], size), "face_landmarks have no face"
     elif mask is not None:
         face, why = face_of_mask(mask, size), "face_mask is empty"
-    return face, [] if face is not None else [f"lip sync was judged on the whole frame: {why}"]
+    if face is None:
+        return views.whole(), None, [f"lip sync was judged on the whole frame: {why}"]
+    return views, face, []
 
 
 NODES = [TalkingCriticLoader, TalkingCriticScore]

@@ -56,16 +56,16 @@ class TalkingCriticRank(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = Rule(rule, by_dimension(told, "weight"), by_dimension(told, "least"))
         videos = numbered(takes)
-        scores = {}
+        scores, views = {}, critic.critic.views
         for (number, video), done in zip(videos.items(), progress(len(videos)), strict=True):
             clip = clip_of(video, None, None, 0.0)
-            face, warnings = face_in(clip.images, critic.critic.views, chosen.counted, face_landmarks, face_mask)
-            windows = show_clip(clip, critic.critic.views, chosen.counted, face)
+            views, face, warnings = face_in(clip.images, views, chosen.counted, face_landmarks, face_mask)
+            windows = show_clip(clip, views, chosen.counted, face)
             del clip  # all frames of a take at a time, and of no other
             scores[number] = (critic.score(windows, chosen.counted, done), warnings)
         ranked = rank([score.z for score, _ in scores.values()], chosen)
         best = list(videos)[ranked[0].take]
-        return io.NodeOutput(videos[best], best, table(scores, ranked, chosen, critic.made_by))
+        return io.NodeOutput(videos[best], best, table(scores, ranked, chosen, critic.made_by(views)))
 
 
 def by_dimension(told: dict[str, float], suffix: str) -> dict[str, float]:

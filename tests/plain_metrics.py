@@ -13,11 +13,13 @@ from sounds import encode
 
 from fantasy_core.errors import UserError
 from fantasy_core.media import VideoWriter
-from fantasy_core.metrics.contract import Measured, Video
+from fantasy_core.metrics.contract import Measured, Unfit, Video
 from fantasy_core.metrics.frechet import compared, set_better, set_columns
 
 PLAIN = "plain_metrics:Brightness"
 COLOURS = "plain_metrics:Colours"
+MACHINE = "plain_metrics:Machine"
+MISSING = UserError("this needs a package", got="none", expected="the package", do="install it")
 
 
 class Brightness:
@@ -33,7 +35,7 @@ class Brightness:
 
     def measure(self, video: Video) -> Measured:
         if not video.frames.any():
-            raise UserError(f"{video.path.name} is black", got="0", expected="light", do="switch on the light")
+            raise Unfit(f"{video.path.name} is black", got="0", expected="light", do="switch on the light")
         loud = None if video.sound is None else float(np.abs(video.sound).max())
         values = {"brightness": self._gain * video.frames.mean() / 255, "frames": len(video.frames), "loudness": loud}
         return Measured(values, {} if loud is not None else {"loudness": "no sound"})
@@ -44,6 +46,19 @@ class Slow(Brightness):
 
     def measure(self, video: Video) -> Measured:
         time.sleep(0.5)
+        return super().measure(video)
+
+
+class Machine(Brightness):
+    """The same on a machine that fails as long as there is a file `broken`: its text is the name of the error."""
+
+    def __init__(self, broken: str):
+        super().__init__()
+        self._broken = Path(broken)
+
+    def measure(self, video: Video) -> Measured:
+        if self._broken.is_file():
+            raise {"RuntimeError": RuntimeError("out of memory"), "UserError": MISSING}[self._broken.read_text()]
         return super().measure(video)
 
 

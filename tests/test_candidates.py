@@ -52,6 +52,21 @@ def test_what_changed_is_made_again_and_nothing_else(files, video):  # noqa: F81
         assert len(peer.jobs) == 9 and len(rows_of(files)) == 6
 
 
+def test_sources_can_be_added_day_by_day(files, video, capsys):  # noqa: F811
+    """A second command by another source adds its four videos to the list; with fewer variants of it, two of them go,
+    and one whose file is lost."""
+    with Peer(video) as peer:
+        stage.main(arguments(files, peer))
+        assert stage.main(arguments(files, peer, source=("second",))) == 0
+        assert "4 videos of earlier commands stay" in capsys.readouterr().out
+        both = [f"i{k}_{source}_{v}" for k in (0, 1) for source in ("second", "toy") for v in (0, 1)]
+        assert [row["video"] for row in rows_of(files)] == both
+        (files / "out" / rows_of(files)[2]["path"]).unlink()
+        assert stage.main(arguments(files, peer, source=("second",), variants=1)) == 0
+        assert [row["video"] for row in rows_of(files)] == ["i0_second_0", "i0_toy_1", "i1_second_0", *both[6:]]
+        assert len(peer.jobs) == 8
+
+
 def test_a_refusal_names_the_node_and_stops_that_source_alone(files, video, capsys):  # noqa: F811
     with Peer(video, faults={0: "refuse"}) as peer:
         assert stage.main(arguments(files, peer, source=("toy", "second"))) == 2

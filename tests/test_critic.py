@@ -26,6 +26,7 @@ from fantasy_core.critic.thinker import (
 )
 from fantasy_core.errors import UserError
 from fantasy_core.pair_rules import DIMENSIONS
+from train.scorers import CriticScorer
 
 FRONT = FrontEnd(tokenizer(), read_questions())
 CLIPS = [shown(3.0, 4.0, 1), shown(5.0, 4.0, 2, 84, 56), shown(4.25, 4.0, 3)]
@@ -54,22 +55,24 @@ def test_only_the_answers_column_is_made_into_logits(model):
     """transformers' own logits at the last column, for a batch of clips of three lengths, left padded."""
     batch = FRONT.batch(CLIPS, DIMENSIONS)
     full = model(**batch, use_audio_in_video=True).logits[:, -1]
-    assert (answer_logits(model, batch) - full).abs().max() < 1e-5
+    assert (answer_logits(model, batch, FRONT.words) - full).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_a_batch_is_its_clips_one_by_one(model):
-    together = answer_logits(model, FRONT.batch(CLIPS, DIMENSIONS))
-    alone = [answer_logits(model, FRONT.batch([clip], [d])) for clip, d in zip(CLIPS, DIMENSIONS, strict=True)]
+    together = answer_logits(model, FRONT.batch(CLIPS, DIMENSIONS), FRONT.words)
+    alone = [
+        answer_logits(model, FRONT.batch([clip], [d]), FRONT.words) for clip, d in zip(CLIPS, DIMENSIONS, strict=True)
+    ]
     assert (together - torch.cat(alone)).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_questions_that_share_a_reading_are_those_asked_alone(model):
     tails = [FRONT.question(d) for d in DIMENSIONS]
-    shared = answers_to_all(model, FRONT.media(CLIPS), tails)
+    shared = answers_to_all(model, FRONT.media(CLIPS), tails, FRONT.words)
     for logits, dimension in zip(shared, DIMENSIONS, strict=True):
-        alone = answer_logits(model, FRONT.batch(CLIPS, [dimension] * len(CLIPS)))
+        alone = answer_logits(model, FRONT.batch(CLIPS, [dimension] * len(CLIPS)), FRONT.words)
         assert (logits - alone).abs().max() < 1e-5
 
 
@@ -80,6 +83,23 @@ def test_z_and_mass_by_hand(model):
     logits[0, FRONT.yes], logits[0, FRONT.no] = np.log(6), np.log(2)
     z, mass = critic.read(logits)
     assert z.item() == pytest.approx(np.log(3)) and mass.item() == pytest.approx(8 / (8 + len(tokenizer()) - 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("asked", [["ls"], list(DIMENSIONS)])
+def test_z_is_no_coarser_than_its_numbers(asked):
+    """In bf16, the default, with logits in 16..32, where a bf16 product knows steps of 1/8 alone: z is the fp64 product
+    of the same hidden state with the two rows, asked alone or with other questions."""
+    model = thinker().bfloat16()
+    critic, seen = Critic(model, tokenizer(), read_views("shared"), read_questions()), []
+    model.model.language_model.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state[0].double()))
+    critic.ask(CLIPS[:1], asked)
+    hidden = seen[-1][-1]  # at the end of the last question
+    for word, logit in zip(FRONT.words, (20.0, 23.3), strict=True):
+        row = model.lm_head.weight[word]
+        row *= logit / (row.double() @ hidden)
+    yes, no = (model.lm_head.weight[word].double() @ hidden for word in FRONT.words)
+    assert critic.ask(CLIPS[:1], asked)[0].z[asked[-1]] == pytest.approx((yes - no).item(), abs=1e-4)
 
 
 def test_windows_are_averaged_and_the_least_is_told():
@@ -98,6 +118,22 @@ def test_a_silent_clip_has_no_lip_sync_but_the_rest(model):
     score = critic.score({"shared": [mute]})
     assert score.z["ls"] is None and score.z["mn"] is not None and any("no sound" in w for w in score.warnings)
     assert any("does not answer" in warning for warning in score.warnings)  # random weights: Yes and No are two of many
+
+
+def test_what_was_not_taught_gets_no_score(model):
+    """A critic of quality and lip sync is not asked about motion; what has learnt nothing of what is asked has no
+    number, and is not said to answer badly."""
+    critic = Critic(model, tokenizer(), read_views("shared"), read_questions(), taught=("ls", "vq"))
+    whole = Critic(model, tokenizer(), read_views("shared"), read_questions())
+    windows = {"shared": CLIPS[:1]}
+    found, all_three = critic.score(windows), whole.score(windows)
+    assert found.z["mn"] is None and found.z["vq"] == pytest.approx(all_three.z["vq"], abs=1e-5)
+    assert any("not taught mn" in told for told in found.warnings)
+    assert not any("not taught" in told for told in all_three.warnings)
+    nothing = critic.score(windows, ["mn"])
+    assert nothing.z == {"mn": None} and nothing.warnings == ["this critic was not taught mn"]
+    ((number, scored),) = CriticScorer(critic, 4096).scores([windows])
+    assert number == 0 and scored.z == pytest.approx(found.z)
 
 
 def test_sound_is_heard_and_time_matters(model):
@@ -154,13 +190,13 @@ def test_only_the_language_models_linears_are_adapted():
     """2 layers x 7 linears x (A, B) = 28 tensors; none in the encoders. B is zero: the fresh critic is the base."""
     batch, base = FRONT.batch(CLIPS, DIMENSIONS), thinker()
     with torch.no_grad():
-        before = answer_logits(base, batch)
+        before = answer_logits(base, batch, FRONT.words)
     adapted = add_adapter(base, rank=4, alpha=8)
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(names) == 28 and all("language_model.layers" in name and "lora_" in name for name in names)
     with torch.no_grad():
-        assert torch.equal(answer_logits(adapted, batch), before)
-    answer_logits(adapted, batch).sum().backward()
+        assert torch.equal(answer_logits(adapted, batch, FRONT.words), before)
+    answer_logits(adapted, batch, FRONT.words).sum().backward()
     assert {name for name, p in adapted.named_parameters() if p.grad is not None} == set(names)
 
 
@@ -168,10 +204,10 @@ def test_an_adapter_is_saved_and_comes_back(tmp_path):
     batch, adapted = FRONT.batch(CLIPS, DIMENSIONS), trained(thinker())
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     with torch.no_grad():
-        told = answer_logits(adapted, batch)
-        assert torch.equal(answer_logits(load_adapter(thinker(), tmp_path), batch), told)
+        told = answer_logits(adapted, batch, FRONT.words)
+        assert torch.equal(answer_logits(load_adapter(thinker(), tmp_path), batch, FRONT.words), told)
         merged = load_adapter(thinker(), tmp_path).merge_and_unload()
-        assert (answer_logits(merged, batch) - told).abs().max() < 1e-4
+        assert (answer_logits(merged, batch, FRONT.words) - told).abs().max() < 1e-4
     with pytest.raises(UserError, match="does not fit this base"):
         load_adapter(thinker(hidden=32), tmp_path)
     with pytest.raises(UserError, match="does not fit this base"):

@@ -129,6 +129,8 @@ def test_lip_sync_is_judged_on_the_face(found, told, given, models):
     assert same(found["mask"], sigmoids(expected(given, models, face=box)))
     assert not same(found["landmarks"][1], found["video"][1]) and same(found["landmarks"][0], found["video"][0])
     assert "whole frame" not in told["landmarks"] and "whole frame: face_landmarks have no face" in told["no face"]
+    cropped, whole = (f"views {views.hash}" for views in (read_views("separate"), read_views("separate").whole()))
+    assert cropped in told["landmarks"] and whole in told["video"] and whole in told["no face"]
     assert "whole frame: no face_landmarks or face_mask" in told["video"] and same(found["no face"], found["video"])
 
 

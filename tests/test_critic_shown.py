@@ -157,6 +157,7 @@ def test_questions_and_views_are_told_apart():
     assert read_views("shared").hash != read_views("separate").hash
     assert [view.name for view in read_views("shared").distinct] == ["shared"]
     assert read_views("separate").crops_face and not read_views("shared").crops_face
+    assert not read_views("separate").whole().crops_face and read_views("shared").whole() == read_views("shared")
     assert all(
         question.endswith("Answer with one word: Yes or No.") for question in read_questions().questions.values()
     )

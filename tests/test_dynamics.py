@@ -13,8 +13,9 @@ from drawn_faces import face
 from PIL import Image
 
 from fantasy_core.errors import UserError
+from fantasy_core.manifest import sha256
 from fantasy_core.media import VideoWriter
-from fantasy_core.metrics.contract import Metric, Video
+from fantasy_core.metrics.contract import Metric, ReadsBeside, Unfit, Video
 from fantasy_core.metrics.dynamics import Dynamics, fitted, longest, scaled, summed
 from fantasy_core.metrics.flow_backends import DisFlow, RaftFlow
 from fantasy_core.metrics.sampling import at_rate
@@ -191,7 +192,7 @@ def test_masks_that_are_given(tmp_path):
     """One picture for all frames beside the video; in another folder a video of masks, that changes after a second."""
     video = Video(tmp_path / "a.mp4", np.zeros((16, 64, 96, 3), np.uint8), np.arange(16) / 8)
     indices = np.array([0, 4, 8, 12])
-    with pytest.raises(UserError, match=r"a\.mask\.png"):
+    with pytest.raises(Unfit, match=r"a\.mask\.png"):
         GivenMasks().of(video, indices)
     left = np.zeros((32, 48), np.uint8)
     left[:, :24] = 255
@@ -207,6 +208,16 @@ def test_masks_that_are_given(tmp_path):
     Image.fromarray(left[:, :32]).save(tmp_path / "a.mask.png")
     with pytest.raises(UserError, match="96 x 64"):
         GivenMasks().of(video, indices)
+
+
+def test_a_mask_is_told_by_its_hash(tmp_path):
+    """And where there is none, that too: a number is of one mask. A box that is found needs no telling."""
+    path = tmp_path / "a.mp4"
+    given = Dynamics(DisFlow(), GivenMasks())
+    assert isinstance(given, ReadsBeside) and given.beside(path) == {"mask_file": None, "mask_sha256": None}
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.mask.png")
+    assert given.beside(path) == {"mask_file": "a.mask.png", "mask_sha256": sha256(tmp_path / "a.mask.png")}
+    assert Dynamics(DisFlow(), FaceBox(detect=drawn_face)).beside(path) == {}
 
 
 @pytest.fixture(scope="module")

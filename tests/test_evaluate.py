@@ -23,7 +23,7 @@ from fantasy_core.metrics.inception import Fid
 from fantasy_core.metrics.inception_model import Inception
 from fantasy_core.metrics.sampling import at_rate
 from train.evaluate import main
-from train.evaluate_videos import Protocol, decoded
+from train.evaluate_videos import Protocol, decoded, harmonised
 from train.journal import Journal
 
 SHADES = {"dark": (0.2, 0.3, 0.4), "light": (0.5, 0.6, 0.7)}
@@ -175,6 +175,16 @@ def test_all_are_brought_to_one_rate_and_size(methods, tmp_path):
         tmp_path / "table.md"
     ).read_text("utf-8")
     assert list(told["kinds"]) == ["20 fps, 64x64"]
+
+
+def test_frames_are_sized_as_they_come(tmp_path):
+    """The same pictures as sizing all of them at the end makes."""
+    (method,) = write_methods(tmp_path, {"a": (0.3, 0.5)})
+    path = sorted(Path(method.partition("=")[2]).iterdir())[0]
+    whole = harmonised(decoded(path, Protocol()), Protocol(20, "48x32"))
+    found = decoded(path, Protocol(20, "48x32"))
+    assert np.array_equal(found.frames, whole.frames) and found.frames.shape[1:] == (32, 48, 3)
+    assert np.array_equal(found.times, whole.times)
 
 
 def test_another_rate_is_neither_early_nor_late():

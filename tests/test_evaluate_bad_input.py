@@ -269,6 +269,8 @@ def test_folders_and_names_that_cannot_be_compared(tmp_path, methods, capsys):
         (("--size", "12x"), (PLAIN,), "size is not readable"),
         (("--fps", "0"), (PLAIN,), "fps has a wrong value"),
         ((), (PLAIN, "plain_metrics:Slow"), "the same columns"),
+        (("--metrics", "none"), (PLAIN,), "no metric was asked for"),
+        (("--out", "/proc/nowhere/out"), (PLAIN,), "choose another --out"),
     ],
 )
 def test_flags_that_mean_nothing(tmp_path, methods, capsys, flags, metrics, words):

@@ -226,7 +226,7 @@ def listed(**shares: float) -> dict[int, SimpleNamespace]:
 @pytest.mark.parametrize(
     ("more", "told", "at_once"),
     [
-        ({"views": "separate"}, "the view of the face needs faces", False),
+        ({"views": "separate"}, "the view of the face needs faces", True),
         ({"base": "nowhere"}, "cannot read the model's configuration", True),
         ({"critic": "nowhere"}, "cannot read the critic's adapter", True),
         ({"device": "gpu"}, "the device cannot be used", True),
@@ -241,6 +241,13 @@ def test_what_cannot_score_is_told(world, tmp_path, capsys, more, told, at_once)
         assert told in capsys.readouterr().err
     assert stage.main(arguments(world, tmp_path, **more)) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_whole_frames_are_other_views_than_faces(world, tmp_path):
+    """Rows of views of the face that showed all of the frame are not those of `separate`, where it is cropped."""
+    assert stage.main(arguments(world, tmp_path, views="separate", face="whole")) == 0
+    views = read_views("separate")
+    assert {row["views"] for row in rows(tmp_path).values()} == {views.whole().hash} != {views.hash}
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

@@ -17,12 +17,14 @@ from test_score import write_wav
 from tiny_thinker import save_omni
 from two_processes import together
 
+from fantasy_core.critic.asked import read_views
 from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.files import show_file
+from fantasy_core.critic.folders import adapter_folders, omni_folders
 from fantasy_core.critic.thinker import load_thinker
 from fantasy_core.errors import UserError
 from fantasy_core.media import VideoWriter
-from fantasy_core.weights import open_tensors
+from fantasy_core.weights import open_tensors, save_tensors
 from train import critic as stage
 from train.critic_data import CriticData
 from train.critic_merge import renamed
@@ -30,6 +32,7 @@ from train.splits import held_out
 
 ROOT = Path(__file__).parents[1]
 VIDEOS = 16
+SHARD = "model-00001-of-00002.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,7 @@ def test_a_critic_learns_and_judges_what_it_has_not_seen(world, trained):
     z = [critic.score(show_file(world / f"v{n}.mp4", critic.views)).z["vq"] for n in range(12, 16)]
     assert [value > 0 for value in z] == [False, True, False, True]
     about = json.loads((trained / "adapter/critic.json").read_text())
+    assert about["dimensions"] == ["vq"] and critic.taught == ("vq",)
     assert about["labels"] == 12 and about["made_from"].keys() == {"annotations", "videos"}
 
 
@@ -134,6 +138,7 @@ def test_inputs_held_out_are_looked_at_and_never_learnt(world, tmp_path):
         ({"dimension": "ls"}, "holds nothing to learn from"),
         ({"base": "nowhere"}, "cannot read the model's configuration"),
         ({"task": "nowhere.task"}, "cannot read the face landmarker"),
+        ({"views": "separate"}, "the view of the face needs faces"),
         ({"preset": "best"}, "no such preset"),
         ({"lr": "1e30"}, "went astray"),
     ],
@@ -154,16 +159,80 @@ def test_a_folder_belongs_to_one_run(world, trained, capsys):
     assert "belongs to another run" in capsys.readouterr().err
 
 
+def merge(base: Path, critic: Path, out: Path, dtype: str = "fp32") -> Path:
+    told = {"base": base, "critic": critic, "out": out, "dtype": dtype}
+    assert stage.main(["merge", *(part for name, value in told.items() for part in (f"--{name}", str(value)))]) == 0
+    return out
+
+
 def test_a_merged_critic_is_a_base_that_scores_alike(world, trained, tmp_path):
-    told = ["merge", "--base", str(world / "base"), "--critic", str(trained / "adapter"), "--out", str(tmp_path / "m")]
-    assert stage.main([*told, "--dtype", "fp32"]) == 0
-    clip = world / "v12.mp4"
-    own, merged = (
-        Critic.load(base, folder, views="shared", dtype=torch.float32)
-        for base, folder in ((world / "base", trained / "adapter"), (tmp_path / "m", None))
-    )
-    z = [critic.score(show_file(clip, critic.views)).z["vq"] for critic in (own, merged)]
-    assert z[0] == pytest.approx(z[1], abs=1e-3)
+    """With the adapter's views, unasked; scores of neither are taken for the other's, nor for the base's. Merged in
+    another type it is another base again."""
+    base, own = world / "base", trained / "adapter"
+    merged = merge(base, own, tmp_path / "m")
+    places = {"base": (base, None), "adapter": (base, own), "merged": (merged, None)}
+    places["rounded"] = (merge(base, own, tmp_path / "r", "bf16"), None)
+    critics = {
+        name: Critic.load(*place, views="shared" if name == "base" else None, dtype=torch.float32)
+        for name, place in places.items()
+    }
+    shown = show_file(world / "v12.mp4", critics["merged"].views)
+    z = {name: critic.score(shown).z["vq"] for name, critic in critics.items()}
+    assert z["adapter"] == pytest.approx(z["merged"], abs=1e-3) and abs(z["base"] - z["merged"]) > 0.1
+    assert len({critic.hash for critic in critics.values()}) == len(critics)
+
+
+def test_a_merged_critic_is_bound_to_what_it_was_taught(world, trained, tmp_path):
+    """It keeps its views, and an adapter of the base before it does not fit. ComfyUI lists it as a base alone."""
+    own = trained / "adapter"
+    merged = merge(world / "base", own, tmp_path / "m")
+    with pytest.raises(UserError, match="was trained with other views"):
+        Critic.load(merged, views="separate", dtype=torch.float32)
+    with pytest.raises(UserError, match="was trained with other base"):
+        Critic.load(merged, own, dtype=torch.float32)
+    assert adapter_folders([tmp_path]) == {} and omni_folders([tmp_path]) == {"m": merged}
+    (merged / "critic.json").write_text("{")
+    with pytest.raises(UserError, match="critic.json cannot be read"):
+        Critic.load(merged, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ({"out": "base"}, "would be written over its base"),
+        ({"out": "adapter"}, "would be written over its critic"),
+        ({"base": "other"}, "was trained with other base"),
+    ],
+)
+def test_what_cannot_be_merged_is_told(world, trained, tmp_path, capsys, told, error):
+    """Nothing is written: a base of the same sizes with another last norm is not the one the adapter was trained on."""
+    places = {"base": world / "base", "adapter": trained / "adapter", "out": tmp_path / "out", "other": tmp_path / "o"}
+    tensors = open_tensors(save_omni(places["other"]) / SHARD)
+    held = {name: entry.read() * (1 + name.endswith("model.norm.weight")) for name, entry in tensors.entries.items()}
+    save_tensors(places["other"] / SHARD, held)
+    given = {"base": places[told.get("base", "base")], "critic": places["adapter"]}
+    given["out"] = places[told.get("out", "out")]
+    before = {path: path.read_bytes() for folder in given.values() for path in folder.glob("*")}
+    assert stage.main(["merge", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]) == 2
+    assert error in capsys.readouterr().err
+    assert {path: path.read_bytes() for folder in given.values() for path in folder.glob("*")} == before
+
+
+def test_a_face_is_looked_for_where_lips_are_learnt(world, tmp_path):
+    """Visual quality alone, in views of which another one shows the face, needs no face_landmarker.task."""
+    told = {"views": "separate", "dimension": "vq", "epochs": 0.1}
+    assert stage.main(arguments(world, tmp_path, **told)) == 0
+    assert Critic.load(world / "base", tmp_path / "adapter", dtype=torch.float32).views.crops_face
+
+
+def test_a_critic_of_whole_frames_is_not_shown_faces(world, tmp_path):
+    """What it was shown in training goes with it, unasked, and into a base that it is merged into."""
+    assert stage.main(arguments(world, tmp_path, views="separate", face="whole", epochs=0.1)) == 0
+    own = tmp_path / "adapter"
+    for place in ((world / "base", own), (merge(world / "base", own, tmp_path / "m"), None)):
+        assert Critic.load(*place, dtype=torch.float32).views == read_views("separate").whole()
+        with pytest.raises(UserError, match=r"other views[^$]*preset separate, face whole"):
+            Critic.load(*place, face="found", dtype=torch.float32)
 
 
 def test_an_adapter_under_other_names(world, trained, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
 from fantasy_core.media import read_video
 from train.journal import Journal
+from train.run import read_rows
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ def measure(path: Path) -> Measured:
             f"{path} is not a moving picture", got=f"{count} frame", expected="two or more", do="bring another file"
         )
     return Measured(sha256(path), round((count - 1) / last, 3), count, width, height)
+
+
+def earlier_rows(path: Path, made: Callable[[VideoRow], bool]) -> list[VideoRow]:
+    """The rows of a list from commands before this one, whose files are there, less those that this one `made` or could
+    not make."""
+    rows = read_rows(path, VideoRow) if path.is_file() else ()
+    return [row for row in rows if not made(row) and (path.parent / row.path).is_file()]
 
 
 class Log:

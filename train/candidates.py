@@ -31,7 +31,7 @@ from fantasy_core.errors import UserError, some
 from fantasy_core.progress import Progress
 from train.candidate_jobs import Failures, Input, Job, Wishes, at_one_rate, plan, read_inputs
 from train.candidate_maker import has_voice, maker
-from train.candidate_rows import Log, VideoRow
+from train.candidate_rows import Log, VideoRow, earlier_rows
 from train.comfy_client import ComfyServer, ServerGone
 from train.dispatch import Dispatch, Rules
 from train.import_videos import Found, Known, find_videos, folder_of, measured_rows
@@ -211,10 +211,17 @@ def make_missing(settings: CandidateSettings, work: Work, log: Log) -> None:
             ) from None
 
 
-def write_results(settings: CandidateSettings, work: Work) -> None:
-    """videos.jsonl and the report, in an order that does not depend on who was done first."""
-    rows = sorted(work.rows, key=lambda row: (row.input, row.source != "real", row.source, row.variant))
-    write_rows(settings.out / "videos.jsonl", rows)
+def write_results(settings: CandidateSettings, work: Work) -> list[VideoRow]:
+    """videos.jsonl and the report, in an order that does not depend on who was done first. What commands before made of
+    other inputs or by other sources stays in the list; of a real clip there is one rival."""
+    asked = {(row.input, row.source) for row in work.rows} | {(job.given.input, job.source) for job in work.jobs}
+    clips = {name for name, _ in asked} if settings.real_clips is not None else set()
+    path = settings.out / "videos.jsonl"
+    kept = earlier_rows(path, lambda row: (row.input, row.source) in asked or row.input in clips)
+    if kept:
+        print(f"{len(kept)} videos of earlier commands stay in {path}")
+    rows = sorted([*work.rows, *kept], key=lambda row: (row.input, row.source != "real", row.source, row.variant))
+    write_rows(path, rows)
     files = {"inputs": settings.inputs, "real_clips": settings.real_clips}
     graphs = {f"source {Path(n).stem}": Path(n) for n in settings.source if n.endswith(".json")}
     write_json(
@@ -227,6 +234,7 @@ def write_results(settings: CandidateSettings, work: Work) -> None:
             "failures": [{"of": name, "why": why} for name, why in work.failures.told],
         },
     )
+    return rows
 
 
 def told_plan(work: Work, log: Log) -> str:
@@ -271,8 +279,8 @@ def run(settings: CandidateSettings, dry_run: bool) -> None:
             try:
                 make_missing(settings, work, log)
             finally:
-                write_results(settings, work)
-            print(f"{len(work.rows)} videos in {settings.out / 'videos.jsonl'}")
+                rows = write_results(settings, work)
+            print(f"{len(rows)} videos in {settings.out / 'videos.jsonl'}")
     if told := [f"{name}: {why}" for name, why in work.failures.told]:
         raise UserError(
             f"{len(told)} failures" + ("" if dry_run else f"; all are in {settings.out / 'candidates.json'}"),

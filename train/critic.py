@@ -1,7 +1,7 @@
 """Talking-Critic learns from people's labels: instruction tuning by one word, Yes or No (paper, 3.2, 4.1).
 
     python -m train.critic --annotations annotations/annotations.jsonl --videos videos.jsonl \\
-        --base models/Qwen2.5-Omni-7B --preset practical --device cuda --out runs/critic
+        --base models/Qwen2.5-Omni-7B --task face_landmarker.task --preset practical --device cuda --out runs/critic
     python -m train.critic eval --annotations annotations/annotations.jsonl --scores scores --base-scores base_scores \\
         --metrics metrics.csv --out runs/critic_eval
     python -m train.critic merge --base models/Qwen2.5-Omni-7B --critic runs/critic/adapter --out models/critic
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fantasy_core.critic.asked import read_questions, read_views
-from fantasy_core.critic.critic import ABOUT, Critic
+from fantasy_core.critic.about import ABOUT, views_for
+from fantasy_core.critic.asked import FACES, read_questions
+from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.shown import Shown
-from fantasy_core.critic.thinker import add_adapter, answer_logits, base_of, fingerprint, load_thinker, load_tokenizer
+from fantasy_core.critic.thinker import add_adapter, base_of, fingerprint, load_thinker, load_tokenizer
 from fantasy_core.errors import UserError
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
@@ -57,7 +58,8 @@ class CriticSettings:
     preset: str | None = setting(None, "paper or practical: settings to begin with")
     dimension: tuple[str, ...] = setting(DIMENSIONS, "which are learnt", choices=DIMENSIONS)
     views: str = setting("separate", "what the critic is shown: separate or shared")
-    task: Path | None = setting(None, "face_landmarker.task, for the view of the face; without it: whole frames")
+    task: Path | None = setting(None, "face_landmarker.task, for the view of the face")
+    face: str = setting("found", "found, or whole: views of the face show all of the frame", choices=FACES)
     rank: int = setting(64, "of the LoRA", least=1)
     alpha: float = setting(128.0, "of the LoRA", least=0)
     lr: float = setting(1e-4, "of AdamW", least=0)
@@ -87,13 +89,13 @@ class Run:
     """What a training works with, opened and checked."""
 
     def __init__(self, settings: CriticSettings):
-        self.settings, self.views = settings, read_views(settings.views)
+        self.settings, self.views = settings, views_for({}, settings.views, settings.face)
         self.world = join(settings.device)
         self.world.check(settings.batch, "buffers")
         told = {"seed": settings.seed, "validation": settings.validation, "dimensions": settings.dimension}
         self.data = CriticData(settings.annotations, settings.videos, **told)
         self.iterations = math.ceil(settings.epochs * len(self.data) / settings.batch)
-        check_task(settings.task)
+        check_task(settings.task, self.views.only(settings.dimension))
         check_file(settings.base / "config.json", "model's configuration")
         check_optimizer(settings.optimizer, self.world.device)
         self.origin = made_from({"annotations": settings.annotations, "videos": settings.videos})
@@ -112,7 +114,7 @@ class Run:
     def shown(self, labels: Sequence[Annotation]) -> Iterator[tuple[Annotation, Shown]]:
         """(label, what it is learnt from) in order; a video that cannot be read stops the run."""
         jobs = ((self.data.files[label.video], label.dimension) for label in labels)
-        given = (self.views, self.settings.task)
+        given = (self.views, self.settings.task if self.views.crops_face else None)
         read = each(read_window, jobs, self.settings.workers, prepare=prepare_reader, given=given)
         for label, (_, found) in zip(labels, read, strict=True):
             if isinstance(found, UserError):
@@ -142,7 +144,7 @@ def answered(critic: Critic, batch: Sequence[tuple[Annotation, Shown]], kind: st
     """Loss, whether z has the label's sign, and the mass of Yes and No, each [B]."""
     labels, shown = zip(*batch, strict=True)
     asked = [label.dimension for label in labels]
-    logits = answer_logits(critic.model, critic.front.batch(shown, asked), critic.most_pixels(asked))
+    logits = critic.logits(shown, asked)
     told = torch.tensor([label.label for label in labels], device=logits.device)
     z, mass = critic.read(logits)
     return loss_of(logits, told, critic.front.yes, critic.front.no, kind), (z > 0) == (told == 1), mass
@@ -201,9 +203,9 @@ def save(run: Run, critic: Critic) -> Path:
     critic.model.save_pretrained(folder, save_embedding_layers=False)
     about = {
         "questions": {"version": questions.version, "hash": questions.hash},
-        "views": {"preset": run.views.preset, "hash": run.views.hash},
+        "views": {"preset": run.views.preset, "face": run.views.face, "hash": run.views.hash},
         "base": fingerprint(critic.model),
-        "dimensions": list(run.settings.dimension),
+        "dimensions": [d for d in run.settings.dimension if any(row.dimension == d for row in run.data.rows)],
         "labels": len(run.data),
         "iterations": run.iterations,
         "made_from": run.origin,

@@ -3,7 +3,8 @@
     python -m train.critic merge --base models/Qwen2.5-Omni-7B --critic runs/critic/adapter --out models/critic
     python -m train.critic merge --critic runs/critic/adapter --names thinker --out adapters/critic
 
-With --base: a folder that loads as the base does (train.score --base, vLLM). Without: the adapter under the names of
+With --base: a folder that loads as the base does (train.score --base, vLLM), with a critic.json that tells it from the
+base and binds it to its questions and views. Without: the adapter under the names of
 `transformers4` (4.5x: model.layers) or of a whole Omni (`thinker`: thinker.model.layers, vLLM's); unverified there.
 """
 
@@ -16,14 +17,16 @@ from pathlib import Path
 
 import torch
 
-from fantasy_core.critic.critic import ADAPTER
-from fantasy_core.critic.thinker import load_adapter, load_thinker
+from fantasy_core.critic.about import ABOUT, ADAPTER, about_merged, check_trained, read_about
+from fantasy_core.critic.thinker import fingerprint, load_adapter, load_thinker
+from fantasy_core.errors import UserError
 from fantasy_core.media import check_file
 from fantasy_core.weights import open_tensors, save_tensors
 from train.run import command, setting, write_json
 
 PEFT, OWN = "base_model.model.", "model.language_model."
 NAMES = {"transformers4": "model.", "thinker": "thinker.model."}
+MODEL = "model.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -42,14 +45,20 @@ def renamed(name: str, names: str) -> str:
 
 
 def merge(settings: MergeSettings, base: Path) -> None:
-    """base + adapter, under a Thinker's own names, beside the base's configuration and tokenizer."""
-    model = load_adapter(load_thinker(base, dtype=DTYPES[settings.dtype]), settings.critic).merge_and_unload()
+    """base + adapter, under a Thinker's own names, beside the base's configuration and tokenizer. critic.json tells
+    what is in it, and is there before the weights are: without it they would pass for the base's."""
+    about = read_about(settings.critic)
+    found = load_thinker(base, dtype=DTYPES[settings.dtype])
+    check_trained(settings.critic, about, base=fingerprint(found))
+    model = load_adapter(found, settings.critic).merge_and_unload()
     settings.out.mkdir(parents=True, exist_ok=True)
     for file in base.iterdir():
         if file.is_file() and file.suffix in (".json", ".txt", ".jinja") and not file.name.endswith(".index.json"):
             shutil.copyfile(file, settings.out / file.name)
+    (settings.out / MODEL).unlink(missing_ok=True)
+    write_json(settings.out / ABOUT, about_merged(about, settings.critic, settings.dtype))
     tensors = {f"thinker.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_tensors(settings.out / "model.safetensors", tensors, {"format": "pt"})
+    save_tensors(settings.out / MODEL, tensors, {"format": "pt"})
 
 
 def rename(settings: MergeSettings) -> None:
@@ -62,9 +71,26 @@ def rename(settings: MergeSettings) -> None:
     write_json(settings.out / "adapter_config.json", about)
 
 
-def run(settings: MergeSettings, dry_run: bool) -> None:
+def check(settings: MergeSettings) -> None:
+    """Raise UserError for what can be known before the base is loaded."""
     for name in (ADAPTER, "adapter_config.json"):
         check_file(settings.critic / name, "adapter")
+    sources = {"base": settings.base, "critic": settings.critic}
+    for name, folder in sources.items():
+        if folder is not None and folder.resolve() == settings.out.resolve():
+            raise UserError(
+                f"the result would be written over its {name}",
+                got=f"--out {settings.out}",
+                expected=f"another folder than --{name}",
+                do="give a new folder as --out",
+            )
+    if settings.base is not None:
+        read_about(settings.critic)
+        check_file(settings.base / "config.json", "model's configuration")
+
+
+def run(settings: MergeSettings, dry_run: bool) -> None:
+    check(settings)
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
     elif settings.base is None:

@@ -216,10 +216,11 @@ def evaluate(annotations: Path, scores: Path, base: Path | None, metrics: Path |
     files |= {"metrics": metrics} if metrics else {}
     origin, rows = made_from(files), read_annotations(annotations)
     known = {row.video for row in rows}
+    labelled = {row.video: row.sha256 for row in rows}
     found = make_report(
         rows,
-        read_scores(scores),
-        read_scores(base) if base else None,
+        read_scores(scores, labelled),
+        read_scores(base, labelled) if base else None,
         read_metrics(metrics, known) if metrics else None,
     )
     return {"made_from": origin} | found

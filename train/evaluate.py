@@ -77,6 +77,9 @@ def run(settings: EvaluateSettings, dry_run: bool) -> None:
     if not settings.method and settings.ratings is None:
         do = "give --method NAME=FOLDER for videos, --ratings FILE for a user study, or both"
         raise UserError("there is nothing to evaluate", got="no --method, no --ratings", expected="one of them", do=do)
+    if settings.method and not settings.metrics:
+        do = "give --metrics lips dynamics, which need no weights of the paper's, or others of README's table"
+        raise UserError("no metric was asked for", got="no --metrics", expected="one or more", do=do)
     study = study_of(read_study(settings.ratings, settings.videos), settings.ours) if settings.ratings else None
     gate = gate_picture(settings.gate) if settings.gate else None
     result = evaluate(settings, dry_run) if settings.method else None
@@ -184,7 +187,7 @@ def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> d
 
 
 def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
-    """By input: the file, what it is, and every number or why there is none."""
+    """By input: the file, what it is, every number or why there is none, and the hashes of masks that are given."""
     told = {}
     for stem, path in method.videos.items():
         seen, values, reasons = found.seen[path], {}, {}
@@ -195,6 +198,8 @@ def videos_of(found: Measurement, method: Method) -> dict[str, dict[str, Any]]:
                 reasons |= row.measured.reasons
         facts = vars(seen.facts) if seen.facts else None
         told[stem] = {"path": str(path), "sha256": seen.sha256, "facts": facts, "values": values, "reasons": reasons}
+        if besides := {name: files for name in found.bench.metrics if (files := found.bench.beside(name, path))}:
+            told[stem]["beside"] = besides
     return told
 
 

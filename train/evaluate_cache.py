@@ -2,8 +2,9 @@
 
 OUT/cache/files.jsonl has the hash and the facts of every file as it was seen (path, size, time of change), so that
 unchanged files are not read again; OUT/cache/part-00000.jsonl a row for each video (by hash), metric and settings (by
-hash, together with the frame rate and size that were asked for), with what was measured or what went wrong;
-OUT/cache/features/ the features of metrics of sets. Other settings or another video are other rows.
+hash, together with the frame rate and size that were asked for), with what was measured or why that video cannot be;
+OUT/cache/features/ the features of metrics of sets. Other settings or another video are other rows. What failed for
+any other reason (a full GPU, a missing package, a file that is still being written) has no row, and is tried again.
 """
 
 from __future__ import annotations
@@ -25,21 +26,25 @@ from train.evaluate_videos import Facts
 from train.journal import Journal, part_of
 
 Failure = Mapping[str, str]  # what, got, expected, do
+State = tuple[str, int, int]  # of a file: its whole path, its size, when it was changed
 VERSION = 1  # of how videos are decoded and harmonised: another one measures all anew
 
 
 @dataclass(frozen=True)
 class Found:
-    """A metric of a video: what it said, or how it failed; and the library versions it was measured with."""
+    """A metric of a video: what it said, or how it failed; and the library versions it was measured with. lasting:
+    whether it would be the same the next time; what is not is never kept."""
 
     measured: Measured | None
     failure: Failure | None
     versions: Mapping[str, str]
+    lasting: bool = True
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A file: its hash, and its facts or why it cannot be read."""
+    """A file: its hash, and its facts or why it cannot be read. One without a hash was not read to its end, which may
+    go well the next time."""
 
     sha256: str
     facts: Facts | None
@@ -79,14 +84,17 @@ class Cache:
 
     def seen(self, path: Path) -> Seen | None:
         """What is known of a file that has not changed since."""
-        row = self._seen.get(_state(path))
-        if row is None:
+        row = self._seen.get(state_of(path))
+        if row is None or not row["sha256"]:
             return None
         facts = Facts(**{**row["facts"], "notes": tuple(row["facts"]["notes"])}) if row["facts"] else None
         return Seen(row["sha256"], facts, row["failed"])
 
-    def see(self, path: Path, seen: Seen) -> None:
-        name, size, changed = _state(path)
+    def see(self, path: Path, seen: Seen, before: State) -> None:
+        """before: the file's state before it was read. One that has changed meanwhile is not kept."""
+        if not seen.sha256 or before != state_of(path):
+            return
+        name, size, changed = before
         facts = asdict(seen.facts) if seen.facts else None
         row = {"path": name, "size": size, "mtime_ns": changed, "sha256": seen.sha256, "facts": facts}
         self._files.append(row | {"failed": seen.failure})
@@ -98,6 +106,8 @@ class Cache:
         row = self._rows.get(f"{video}:{metric}:{settings}")
         if row is None:
             return None
+        if row["failed"] and not row.get("lasting"):  # older caches kept every failure
+            return None
         if row["failed"]:
             return Found(None, row["failed"], row["versions"])
         path = self.folder / "features" / f"{row['features']}.npy"
@@ -107,6 +117,9 @@ class Cache:
         return Found(Measured(row["values"], row["reasons"], features), None, row["versions"])
 
     def put(self, video: str, metric: str, settings: str, found: Found) -> None:
+        """Keeps what is lasting."""
+        if not found.lasting:
+            return
         key, measured = f"{video}:{metric}:{settings}", found.measured or Measured()
         row = {
             "key": key,
@@ -114,6 +127,7 @@ class Cache:
             "reasons": dict(measured.reasons),
             "features": None if measured.features is None else self._store(key, measured.features),
             "failed": found.failure,
+            "lasting": True,
             "versions": dict(found.versions),
         }
         self._part.append(row)
@@ -140,6 +154,6 @@ class Cache:
         self._rows[row["key"]] = row
 
 
-def _state(path: Path) -> tuple[str, int, int]:
+def state_of(path: Path) -> State:
     stat = path.stat()
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns

@@ -17,9 +17,9 @@ import numpy as np
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
 from fantasy_core.media import check_file
-from fantasy_core.metrics.contract import Measured, Metric, Video
+from fantasy_core.metrics.contract import Measured, Metric, ReadsBeside, Unfit, Video
 from fantasy_core.progress import Progress
-from train.evaluate_cache import Cache, Found, Seen, settings_hash, told
+from train.evaluate_cache import Cache, Failure, Found, Seen, settings_hash, state_of, told
 from train.evaluate_registry import Spec
 from train.evaluate_videos import Protocol, SceneCuts, decoded, facts_of
 from train.workers import WorkerKilled, each
@@ -29,11 +29,11 @@ LIBRARIES = ("numpy", "torch", "av", "librosa", "pillow", "mediapipe", "onnxrunt
 
 @dataclass(frozen=True)
 class Job:
-    """A video, and the metrics that are still to be measured on it."""
+    """A video, and the metrics that are still to be measured on it, each with the hash of all else its number is of."""
 
     path: Path
     sha256: str
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, str]
 
     def __str__(self) -> str:
         return str(self.path)
@@ -47,8 +47,16 @@ class Bench:
     metrics: Mapping[str, Metric]
     protocol: Protocol
 
-    def settings_of(self, name: str) -> str:
-        return settings_hash({**self.metrics[name].settings, "metric": name, **self.protocol.about})
+    def settings_of(self, name: str, path: Path | None = None) -> str:
+        """The hash of all that a metric's numbers depend on, beside the content of the video; for the video at `path`
+        with what the metric reads beside it."""
+        about = {**self.metrics[name].settings, "metric": name, **self.protocol.about}
+        return settings_hash(about | (self.beside(name, path) if path else {}))
+
+    def beside(self, name: str, path: Path) -> dict[str, Any]:
+        """What a metric reads beside a video: the hash of a mask that is given."""
+        metric = self.metrics[name]
+        return dict(metric.beside(path)) if isinstance(metric, ReadsBeside) else {}
 
     @property
     def kept(self) -> list[str]:
@@ -68,13 +76,13 @@ Results = dict[tuple[Path, str], Found]  # by video and metric
 def see_all(cache: Cache, paths: Sequence[Path], workers: int) -> dict[Path, Seen]:
     """Hash and facts of every file; unchanged ones are not opened."""
     found = {path: cache.seen(path) for path in paths}
-    new = [path for path, seen in found.items() if seen is None]
+    new = {path: state_of(path) for path, seen in found.items() if seen is None}
     with Progress("files", len(new), shown=bool(new)) as progress:
         for path, seen in each(see, new, workers if len(new) > 1 else 0):
             if isinstance(seen, WorkerKilled):
                 seen = Seen("", None, told(seen))
             found[path] = seen
-            cache.see(path, seen)
+            cache.see(path, seen, new[path])
             progress.step(path.name)
     return {path: seen for path, seen in found.items() if seen is not None}
 
@@ -87,6 +95,8 @@ def see(path: Path) -> Seen:
         return Seen(digest, facts_of(path), None)
     except UserError as error:
         return Seen(digest, None, told(error))
+    except (OSError, MemoryError) as error:  # of the machine: nothing is known of the file
+        return Seen("", None, _fault(f"cannot read {path}", error, "a file that can be read", "try it again"))
 
 
 def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: int) -> Results:
@@ -96,33 +106,33 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
     for path, file in seen.items():
         if file.facts is None:
             continue
-        have = {name: cache.get(file.sha256, name, bench.settings_of(name)) for name in bench.kept}
+        keys = {name: bench.settings_of(name, path) for name in bench.kept}
+        have = {name: cache.get(file.sha256, name, key) for name, key in keys.items()}
         found |= {(path, name): one for name, one in have.items() if one is not None}
-        if missing := tuple(name for name, one in have.items() if one is None):
+        if missing := {name: keys[name] for name, one in have.items() if one is None}:
             jobs.append(Job(path, file.sha256, missing))
     given = ([spec for spec in bench.specs if spec.name in bench.kept], bench.protocol)
     with Progress("videos", len(jobs), shown=bool(jobs)) as progress:
         for job, rows in each(measure, _once(jobs), workers, prepare=prepare, given=given, in_order=False):
-            died = Found(None, told(rows), versions()) if isinstance(rows, UserError) else None
-            for name in job.metrics:
-                found[job.path, name] = died or rows[name]
-                if died is None:  # what killed its process may go well with more memory, and is tried again
-                    cache.put(job.sha256, name, bench.settings_of(name), rows[name])
+            died = _failed(rows) if isinstance(rows, UserError) else None
+            for name, key in job.metrics.items():
+                found[job.path, name] = one = died or rows[name]
+                cache.put(job.sha256, name, key, one)
             progress.step(job.path.name)
     _copies(found, jobs)
     return found | _by_name(seen, bench)
 
 
 def _once(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of different content: a file that comes twice is measured once."""
-    return list({job.sha256: job for job in reversed(jobs)}.values())
+    """Jobs that differ: a file that comes twice, with the same beside it, is measured once."""
+    return list({(job.sha256, *job.metrics.items()): job for job in reversed(jobs)}.values())
 
 
 def _copies(found: Results, jobs: Sequence[Job]) -> None:
-    first = {job.sha256: job.path for job in _once(jobs)}
+    first = {(job.sha256, *one): job.path for job in _once(jobs) for one in job.metrics.items()}
     for job in jobs:
-        for name in job.metrics:
-            found.setdefault((job.path, name), found[first[job.sha256], name])
+        for name, key in job.metrics.items():
+            found.setdefault((job.path, name), found[first[job.sha256, name, key], name])
 
 
 def _by_name(seen: Mapping[Path, Seen], bench: Bench) -> Results:
@@ -154,7 +164,10 @@ def measure(job: Job) -> dict[str, Found]:
     try:
         video = decoded(job.path, _PREPARED["protocol"])
     except UserError as error:
-        return {name: Found(None, told(error), versions()) for name in job.metrics}
+        return dict.fromkeys(job.metrics, _failed(error))
+    except Exception as error:  # memory, or a decoder's own
+        wrong = _fault(f"cannot decode {job.path}", error, "frames that fit into memory", "try it again, or convert it")
+        return dict.fromkeys(job.metrics, Found(None, wrong, versions(), lasting=False))
     return {name: _measured(_PREPARED["metrics"][name], video) for name in job.metrics}
 
 
@@ -162,11 +175,21 @@ def _measured(metric: Metric, video: Video) -> Found:
     try:
         return Found(_checked(metric.measure(video)), None, versions())
     except UserError as error:
-        return Found(None, told(error), versions())
+        return _failed(error)
     except Exception as error:  # a metric's own fault must not cost the others
-        got, do = f"{type(error).__name__}: {error}", "a fault of the metric: report it with this video"
-        wrong = {"what": f"{metric.name} failed", "got": got, "expected": "a number or a reason", "do": do}
-        return Found(None, wrong, versions())
+        do = "try it again; if it stays, it is a fault of the metric: report it with this video"
+        wrong = _fault(f"{metric.name} failed", error, "a number or a reason", do)
+        return Found(None, wrong, versions(), lasting=False)
+
+
+def _failed(error: UserError) -> Found:
+    """A video that is unfit stays so; all else may have been the machine's."""
+    return Found(None, told(error), versions(), lasting=isinstance(error, Unfit))
+
+
+def _fault(what: str, error: Exception, expected: str, do: str) -> Failure:
+    """The four parts of an error that has none."""
+    return {"what": what, "got": f"{type(error).__name__}: {error}", "expected": expected, "do": do}
 
 
 def _checked(measured: Measured) -> Measured:

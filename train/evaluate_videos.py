@@ -128,15 +128,26 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def decoded(path: Path, protocol: Protocol) -> Video:
-    """Raises UserError for a file that cannot be read, and for a single frame where a frame rate is asked for."""
-    times, frames = [], []
+    """Frames are brought to their size one at a time: never are all of them in memory as they were. Raises UserError
+    for a file that cannot be read, and for a single frame where a frame rate is asked for."""
+    size = parse_size(protocol.size) if protocol.size else None
+    times, frames, shapes = [], [], set()
     for time, frame in read_video(path):
+        picture = frame.movedim(0, -1).mul_(255).round_().byte().numpy()
+        shapes.add(picture.shape)
         times.append(time)
-        frames.append(frame.movedim(0, -1).mul(255).round().byte().numpy())
-    shapes = {frame.shape for frame in frames}
+        frames.append(resized(picture[None], size)[0] if size else picture)
     if len(shapes) > 1:
         raise broken(path, "video", f"frames of {len(shapes)} sizes")
-    return harmonised(Video(path, np.stack(frames), np.array(times), sound_of(path)), protocol)
+    return harmonised(Video(path, _stacked(frames), np.array(times), sound_of(path)), protocol)
+
+
+def _stacked(frames: list[np.ndarray]) -> np.ndarray:
+    """All frames as one array; each is let go as soon as it is in there."""
+    whole = np.empty((len(frames), *frames[0].shape), np.uint8)
+    for number in range(len(frames)):
+        whole[number], frames[number] = frames[number], np.empty(0, np.uint8)
+    return whole
 
 
 def sound_of(path: Path) -> np.ndarray | None:

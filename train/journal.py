@@ -42,8 +42,16 @@ class Journal:
             ) from error
 
     def __enter__(self) -> Journal:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}",
+                got=str(error),
+                expected="a folder that can be made and written",
+                do="choose another --out",
+            ) from error
         try:
             self._hold(self._file)
         except UserError:

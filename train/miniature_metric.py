@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from fantasy_core.errors import UserError
 from fantasy_core.manifest import settings_of
-from fantasy_core.metrics.contract import Measured, Video
+from fantasy_core.metrics.contract import Measured, Unfit, Video
 from fantasy_core.miniature.render import SIZE
 from fantasy_core.miniature.world import FPS, Clip
 from fantasy_core.pair_rules import DIMENSIONS
@@ -33,7 +32,7 @@ class Judge:
     verified = True
 
     def measure(self, video: Video) -> Measured:
-        """Raises UserError for a video that is none of the miniature's, or not at its rate and size any more."""
+        """Raises Unfit for a video that is none of the miniature's, or not at its rate and size any more."""
         clip = drawn(*truth_of(video.path), len(video.frames))
         found = score(pictures_of(video)[None], [clip])
         return Measured({dimension: float(found[dimension]) for dimension in DIMENSIONS})
@@ -45,7 +44,7 @@ def drawn(split: str, number: int, frames: int) -> Clip:
 
 
 def truth_of(path: Path) -> tuple[str, int]:
-    """(split, number of the clip) of a video. Raises UserError for one that does not say it."""
+    """(split, number of the clip) of a video. Raises Unfit for one that does not say it."""
     told: Any = (settings_of(path) or {}).get("miniature")
     split, number = (told.get("split"), told.get("clip")) if isinstance(told, dict) else (None, None)
     if split not in SPLITS or type(number) is not int or number < 0:
@@ -63,6 +62,6 @@ def pictures_of(video: Video) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(frames, height // SIZE)
 
 
-def _foreign(path: Path, got: str, expected: str) -> UserError:
+def _foreign(path: Path, got: str, expected: str) -> Unfit:
     do = "measure other videos with other metrics"
-    return UserError(f"{path} is no video of the miniature", got=got, expected=expected, do=do)
+    return Unfit(f"{path} is no video of the miniature", got=got, expected=expected, do=do)

@@ -7,9 +7,10 @@
 Each process appends to scores/part-RANK.jsonl: video, z_mn, z_ls, z_vq (logit of Yes less logit of No, the mean over
 windows of at most five seconds), least_mn ..., mass (probability of Yes and No together), windows, warnings, and the
 hashes `critic` and `views`. Nothing is scored twice by the same critic in the same views, however often the command is
-given and however many processes there are. A video that cannot be read, or whose score is no number (fp16 may
-overflow), is a row with `failed`. Before the first score a canary: lip sync must react to silence, to late sound, and
-to the adapter, on one of three clips.
+given and however many processes there are, unless its file has changed: rows have the `sha256` of videos.jsonl, or else
+that of the file with its size and time, and a row that `replaces` older ones counts in their place. A video that cannot
+be read, or whose score is no number (fp16 may overflow), is a row with `failed`. Before the first score a canary: lip
+sync must react to silence, to late sound, and to the adapter, on one of three clips.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fantasy_core.critic.asked import read_views
-from fantasy_core.critic.critic import ADAPTER, Critic, Score
+from fantasy_core.critic.about import ADAPTER, merged_about, read_about, views_for
+from fantasy_core.critic.asked import FACES
+from fantasy_core.critic.critic import Critic, Score
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
@@ -32,6 +35,7 @@ from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
 from train.run import command, made_from, setting, write_json
+from train.score_rows import Job, Row, failed_row, latest, left_to_do, read_with_state, row_of
 from train.scorers import CriticScorer, Scorer, Video, check_task, no_number, read_videos
 from train.workers import each
 
@@ -41,14 +45,16 @@ FEW = 3  # videos that fail alike, before the critic is at fault and not they
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    videos: Path = setting(help="videos.jsonl or .parquet: video, path (relative to it), input")
+    videos: Path = setting(help="videos.jsonl or .parquet: video, path (relative to it), input, sha256")
     out: Path = setting(help="folder of the part files")
     base: Path | None = setting(None, "folder of Qwen2.5-Omni")
     critic: Path | None = setting(None, "adapter folder of train.critic; without one the base is asked")
     judge: str = setting("none", "instead of a critic: the exact judge of this world", choices=("none", "miniature"))
     views: str | None = setting(None, "separate or shared (the adapter's own, else separate)")
     task: Path | None = setting(None, "face_landmarker.task, for the view of the face")
-    face: str = setting("found", "found, or whole: views of the face show all of the frame", choices=("found", "whole"))
+    face: str | None = setting(
+        None, "whole: views of the face show all of the frame (the adapter's own, else found)", choices=FACES
+    )
     engine: str = setting("transformers", "what runs the model (vllm: unverified)", choices=("transformers", "vllm"))
     device: str = setting("cpu", "cpu or cuda")
     dtype: str = setting("bf16", "of the model", choices=tuple(DTYPES))
@@ -70,19 +76,11 @@ def scorer_of(settings: ScoreSettings, device: torch.device) -> Scorer:
     if settings.engine == "vllm":
         from train.vllm_engine import VllmCritic
 
-        critic = VllmCritic.load(settings.base, settings.views or "separate")
+        critic = VllmCritic.load(settings.base, settings.views, settings.face)
     else:
-        told = {"views": settings.views, "dtype": DTYPES[settings.dtype], "device": device}
+        told = {"views": settings.views, "face": settings.face, "dtype": DTYPES[settings.dtype], "device": device}
         critic = Critic.load(settings.base, settings.critic, **told)
-    task = settings.task if settings.face == "found" and critic.views.crops_face else None
-    if critic.views.crops_face and task is None and settings.face == "found":
-        raise UserError(
-            "the view of the face needs faces to be found",
-            got="no --task",
-            expected="mediapipe's face_landmarker.task",
-            do="give --task, or --face whole for portraits that fill the frame, or --views shared",
-        )
-    return CriticScorer(critic, settings.batch, task)
+    return CriticScorer(critic, settings.batch, settings.task if critic.views.crops_face else None)
 
 
 def check_settings(settings: ScoreSettings) -> None:
@@ -104,27 +102,10 @@ def check_settings(settings: ScoreSettings) -> None:
     check_file(settings.base / "config.json", "model's configuration")
     if settings.critic is not None:
         check_file(settings.critic / ADAPTER, "critic's adapter")
-    may_crop = settings.views is None or read_views(settings.views).crops_face  # None: an adapter's own may
-    if may_crop and settings.face == "found":
-        check_task(settings.task)
-
-
-def row_of(video: str, score: Score, scorer: Scorer) -> dict[str, Any]:
-    z = {f"z_{d}": score.z[d] for d in DIMENSIONS} | {f"least_{d}": score.least[d] for d in DIMENSIONS}
-    told = {"mass": score.mass, "windows": score.windows, "warnings": score.warnings}
-    return {"video": video, **z, **told, "critic": scorer.critic, "views": scorer.views}
-
-
-def failed_row(video: str, error: UserError, scorer: Scorer) -> dict[str, Any]:
-    z = {f"z_{d}": None for d in DIMENSIONS}
-    return {"video": video, **z, "critic": scorer.critic, "views": scorer.views, "failed": f"{error.what}: {error.got}"}
-
-
-def done(settings: ScoreSettings, scorer: Scorer) -> set[str]:
-    """Videos that this critic has scored in these views already, by whichever process."""
-    rows = read_parts(settings.out)
-    own = (row for row in rows if (row.get("critic"), row.get("views")) == (scorer.critic, scorer.views))
-    return {row["video"] for row in own if not (settings.again and row.get("failed"))}
+    about = merged_about(settings.base) if settings.critic is None else read_about(settings.critic)
+    views = views_for(about, settings.views, settings.face)
+    if views.crops_face:
+        check_task(settings.task, views)
 
 
 def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:
@@ -149,12 +130,15 @@ def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:
 
 
 def score_all(
-    settings: ScoreSettings, jobs: Sequence[tuple[Path, Video]], scorer: Scorer
+    settings: ScoreSettings, jobs: Sequence[Job], scorer: Scorer, files: dict[str, Row]
 ) -> Iterator[tuple[str, Score | UserError]]:
-    """(video, its score or why it has none), as soon as it is known."""
+    """(video, its score or why it has none), as soon as it is known. `files` takes in what their rows say of theirs."""
     sung = not settings.canary
-    read = each(scorer.read, jobs, settings.workers, prepare=scorer.prepare, given=scorer.given)
-    while pool := list(islice(read, settings.pool)):
+    work = partial(read_with_state, scorer.read)
+    read = each(work, jobs, settings.workers, prepare=scorer.prepare, given=scorer.given)
+    while told := list(islice(read, settings.pool)):
+        pool = [(job, found if isinstance(found, UserError) else found[1]) for job, found in told]
+        files |= {video.video: found[0] for (_, video), found in told if not isinstance(found, UserError)}
         sung = sung or check_canary(scorer, pool)
         yield from ((video.video, error) for (_, video), error in pool if isinstance(error, UserError))
         good = [(video.video, clip) for (_, video), clip in pool if not isinstance(clip, UserError)]
@@ -162,8 +146,8 @@ def score_all(
             yield good[number][0], score
     if jobs and not sung and settings.judge == "none":
         print(
-            "warning: no canary: no video that could be read has half a second of sound. Whether the critic hears is "
-            "unknown"
+            "warning: no canary: no video that could be read has half a second of sound, and a face if that is shown. "
+            "Whether the critic hears is unknown"
         )
 
 
@@ -195,14 +179,17 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
         tell_plan(settings, videos)
         return
     scorer = scorer_of(settings, world.device)
-    finished = done(settings, scorer)
-    own = [video for video in videos[world.rank :: world.size] if video.video not in finished]
-    jobs = [(settings.videos.parent / video.path, video) for video in own]
-    print(f"{len(videos)} videos, {len(finished)} scored already, {len(jobs)} of them for this process")
-    failed = 0
+    rows = latest(read_parts(settings.out), scorer)
+    own = [(settings.videos.parent / video.path, video) for video in videos[world.rank :: world.size]]
+    jobs, replaces = left_to_do(own, rows, settings.again)
+    print(f"{len(own)} of {len(videos)} videos for this process, {len(own) - len(jobs)} of them scored already")
+    if remade := [name for name in replaces if not rows[name].get("failed")]:
+        print(f"other files than were scored, scored again: {some(remade)}")
+    failed, files = 0, {}
     with part_of(settings.out, world.rank) as part, Progress("score", len(jobs), shown=world.is_main) as progress:
-        for row in rows_of(score_all(settings, jobs, scorer), scorer):
-            part.append(row)
+        for row in rows_of(score_all(settings, jobs, scorer, files), scorer):
+            old = {name: count for name, count in [("replaces", replaces.get(row["video"]))] if count}
+            part.append(row | files.pop(row["video"], {}) | old)
             failed += "failed" in row
             progress.step(row["video"])
     if world.is_main:

@@ -1,7 +1,9 @@
 """Videos and their scores, joined for train.pairs: which rows count, and which do not belong together.
 
 Scores come in one file or in the part files of several processes. A row with `failed` has no score and is counted; a
-video may be scored again with the same result, not with another. All scores must be of one critic and its views.
+video may be scored again with the same result, not with another, unless the row says that it `replaces` older ones.
+Rows of another file than the list has (`sha256`, where both tell it) do not count. All scores must be of one critic
+and its views.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from train.tables import cut_off, is_parquet, read_columns
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VIDEO_COLUMNS = {"video": str, "input": str, "source": str, "split": str}
+VIDEO_COLUMNS = {"video": str, "input": str, "source": str, "split": str, "sha256": str}
 JUDGE = ("critic", "views")
 Z = tuple(f"z_{dimension}" for dimension in DIMENSIONS)
-SCORE_COLUMNS = {"video": str, **dict.fromkeys(Z, float), **dict.fromkeys((*JUDGE, "failed"), str)}
+SCORE_COLUMNS = {"video": str, **dict.fromkeys(Z, float), **dict.fromkeys((*JUDGE, "failed", "sha256"), str)}
+SCORE_COLUMNS["replaces"] = float
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +44,16 @@ def read_scored(videos: Path, scores: Sequence[Path], critic: str | None = None,
     """The videos that have scores. `critic` and `views` (hashes or how they begin) choose among several. Raises
     UserError for files that do not belong together, and for a video or an input that is there twice."""
     facts: dict[str, object] = {}
-    table = read_scores(scores, {"critic": critic, "views": views}, facts)
     known = read_columns(videos, VIDEO_COLUMNS, needed=("video", "input"))
+    table = read_scores(scores, {"critic": critic, "views": views}, facts, known)
     facts |= {"videos": len(known), "videos_without_row": len(known) - len(table)}
+    if facts["of_other_files"] and not len(table):
+        raise UserError(
+            f"{some(map(str, scores))} has no score of these files",
+            got=f"{facts['of_other_files']} scores of files with other hashes (sha256)",
+            expected=f"scores of the files in {videos}",
+            do="score them: give train.score this list, it scores again what was made anew",
+        )
     found = joined(known, table, f"{some(map(str, scores))}", videos)
     return encoded(found, facts)
 
@@ -51,15 +61,18 @@ def read_scored(videos: Path, scores: Sequence[Path], critic: str | None = None,
 # ---- scores ----
 
 
-def read_scores(files: Sequence[Path], chosen: dict[str, str | None], facts: dict[str, object]) -> pa.Table:
-    """`video` and z of every video, once; `facts` takes in what was left out. Raises UserError."""
+def read_scores(
+    files: Sequence[Path], chosen: dict[str, str | None], facts: dict[str, object], known: pa.Table | None = None
+) -> pa.Table:
+    """`video` and z of every video, once; `facts` takes in what was left out. `known`: `video` and `sha256` of the
+    files that the scores must be of. Raises UserError."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = pa.concat_tables([read_columns(f, SCORE_COLUMNS, needed=("video",), growing=True) for f in files])
     facts["score_rows"] = len(table)
     facts["cut_off_lines"] = sum(not is_parquet(file) and cut_off(file) > 0 for file in files)
-    table = of_one_judge(table, chosen)
+    table = latest(of_files(of_one_judge(table, chosen), known, facts))
     has_failed = pc.greater(pc.utf8_length(pc.fill_null(table["failed"], "")), 0)
     scored = table.filter(pc.invert(has_failed)).select(["video", *Z])
     facts["failed_scores"] = len(table) - len(scored)
@@ -87,6 +100,31 @@ def of_one_judge(table: pa.Table, chosen: dict[str, str | None]) -> pa.Table:
         expected="one critic that saw one kind of views: z of two cannot be compared",
         do="choose by --critic HASH (and --views HASH), or score all videos by one",
     )
+
+
+def of_files(table: pa.Table, known: pa.Table | None, facts: dict[str, object]) -> pa.Table:
+    """The rows that are not of another file than the one that is known; who does not tell the hash is believed."""
+    import pyarrow.compute as pc
+
+    facts["of_other_files"] = 0
+    if known is None or known["sha256"].null_count == len(known) or table["sha256"].null_count == len(table):
+        return table.drop_columns("sha256")
+    listed = known["sha256"].take(pc.index_in(table["video"], known["video"]))
+    told = pc.and_(pc.not_equal(listed, ""), pc.not_equal(table["sha256"], ""))
+    other = pc.fill_null(pc.and_(told, pc.not_equal(listed, table["sha256"])), False)
+    facts["of_other_files"] = pc.sum(other).as_py() or 0
+    return table.filter(pc.invert(other)).drop_columns("sha256")
+
+
+def latest(table: pa.Table) -> pa.Table:
+    """Without the rows that another one replaces."""
+    import pyarrow.compute as pc
+
+    if table["replaces"].null_count < len(table):
+        replaces = pc.fill_null(table["replaces"], 0.0)
+        most = table.select(["video"]).append_column("most", replaces).group_by("video").aggregate([("most", "max")])
+        table = table.filter(pc.equal(replaces, most["most_max"].take(pc.index_in(table["video"], most["video"]))))
+    return table.drop_columns("replaces")
 
 
 def each_once(table: pa.Table) -> pa.Table:

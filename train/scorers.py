@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ class Video:
     video: str
     path: str
     input: str = ""
+    sha256: str = ""
 
 
 def read_videos(path: Path) -> list[Video]:
@@ -95,8 +96,15 @@ def prepare_reader(views: Views, task: Path | None) -> None:
     _reader.update(views=views, finder=finder)
 
 
-def check_task(task: Path | None) -> None:
+def check_task(task: Path | None, views: Views) -> None:
     """Raise UserError here and now for what would fail in every reading process."""
+    if task is None and views.crops_face:
+        raise UserError(
+            "the view of the face needs faces to be found",
+            got="no --task",
+            expected="mediapipe's face_landmarker.task",
+            do="give --task, or --face whole for portraits that fill the frame, or --views shared",
+        )
     if task is not None:
         with face_finder(task):
             pass
@@ -127,8 +135,10 @@ class CriticScorer:
     def scores(self, clips: Sequence[dict[str, list[Shown]]]) -> Iterator[tuple[int, Score]]:
         """Windows of all clips, view by view, in batches of about equal length; a clip is done with its last one."""
         answers: list[list[Answer]] = [[] for _ in clips]
-        left = [sum(map(len, clip.values())) for clip in clips]
-        for view, asked in self.model.by_view(DIMENSIONS).items():
+        by_view = self.model.by_view(DIMENSIONS)
+        left = [sum(len(clip[view]) for view in by_view) for clip in clips]
+        yield from ((number, self._score(clips[number], [])) for number, windows in enumerate(left) if not windows)
+        for view, asked in by_view.items():
             windows = [(number, window) for number, clip in enumerate(clips) for window in clip[view]]
             for group in by_tokens(windows, self.batch):
                 found = self.model.ask([window for _, window in group], asked)
@@ -136,13 +146,21 @@ class CriticScorer:
                     answers[number].append(answer)
                     left[number] -= 1
                     if not left[number]:
-                        yield number, combine(answers[number])
+                        yield number, self._score(clips[number], answers[number])
+
+    def _score(self, clip: dict[str, list[Shown]], answers: Sequence[Answer]) -> Score:
+        """The score of a clip; a dimension whose view has no window, for want of a face, has none."""
+        score = combine(answers, taught=self.model.taught)
+        faceless = [d for d, view in self.model.views.of.items() if d in self.model.taught and not clip[view.name]]
+        told = [f"no face: {dimension} cannot be judged" for dimension in faceless]
+        return replace(score, warnings=score.warnings + told)
 
     def canary(self, clip: dict[str, list[Shown]]) -> dict[str, float] | None:
         """z of lip sync with the clip's own sound, with silence, half a second late, and without the adapter."""
-        window = clip[self.model.views.of["ls"].name][0]
-        if window.silent or len(window.sound) <= LATE:
+        windows = clip[self.model.views.of["ls"].name]
+        if not windows or windows[0].silent or len(windows[0].sound) <= LATE:
             return None
+        window = windows[0]
         late, mute = window.sound.copy(), window.sound * 0
         late[LATE:], late[:LATE] = window.sound[:-LATE], 0
         told = {"own": window, "silence": Shown(window.frames, window.fps, mute)}

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..pair_rules import DIMENSIONS
 
+FACES = ("found", "whole")  # what views of the face show: the face, or all of the frame
 HERE = Path(__file__).parent
 BEFORE = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<|vision_bos|>"
 AFTER = "{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -80,8 +81,22 @@ class Views:
         return replace(self, of={dimension: self.of[dimension] for dimension in dimensions})
 
     @property
+    def of_face(self) -> list[str]:
+        """The dimensions whose view is of the face alone."""
+        return [dimension for dimension, view in self.of.items() if view.crop == "face"]
+
+    @property
     def crops_face(self) -> bool:
-        return any(view.crop == "face" for view in self.of.values())
+        return bool(self.of_face)
+
+    @property
+    def face(self) -> str:
+        """`found`: a view shows the face alone; `whole`: none does."""
+        return "found" if self.crops_face else "whole"
+
+    def whole(self) -> Views:
+        """These with all of the frame where the face would be: other views, with another hash."""
+        return replace(self, of={dimension: replace(view, crop="frame") for dimension, view in self.of.items()})
 
 
 def read_questions(path: Path = HERE / "questions.json") -> Questions:

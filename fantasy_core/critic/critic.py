@@ -12,16 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..manifest import sha256
 from ..pair_rules import DIMENSIONS
-from .asked import Questions, Views, read_questions, read_views
+from .about import ADAPTER, check_trained, merged_about, read_about, taught, views_for
+from .asked import Questions, Views, read_questions
 from .front_end import FrontEnd
 from .shown import Shown
 from .thinker import answer_logits, answers_to_all, fingerprint, load_adapter, load_thinker, load_tokenizer
 
-ADAPTER = "adapter_model.safetensors"
-ABOUT = "critic.json"  # beside an adapter: what it was asked and shown in training
 NEEDS_SOUND = ("ls",)
 LEAST_MASS = 0.5  # of all probability on Yes and No; a critic below it does not answer the question
 
@@ -54,11 +52,16 @@ class Score:
 class Critic:
     """A Thinker, with or without its adapter, and what it is asked and shown.
 
-    hash: of adapter (or none), base, questions: scores of different hashes are not compared.
+    hash: of adapter (or none), base, questions: scores of different hashes are not compared. A base that an adapter was
+    merged into is another base: its weights are rounded, so its scores are not quite the adapter's. taught: the
+    dimensions it has learnt; others get no score.
     """
 
-    def __init__(self, model: nn.Module, tokenizer, views: Views, questions: Questions, adapter: str = "none"):
-        self.model, self.views, self.questions = model, views, questions
+    def __init__(
+        self, model: nn.Module, tokenizer, views: Views, questions: Questions, adapter: str = "none",
+        taught: Sequence[str] = DIMENSIONS,
+    ):  # fmt: skip
+        self.model, self.views, self.questions, self.taught = model, views, questions, tuple(taught)
         self.front = FrontEnd(tokenizer, questions)
         parts = [adapter, fingerprint(model), questions.hash]
         self.hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -70,21 +73,23 @@ class Critic:
         adapter: Path | None = None,
         *,
         views: str | None = None,
+        face: str | None = None,
         dtype: torch.dtype = torch.bfloat16,
         device: str | torch.device = "cpu",
     ) -> Critic:
-        """From a folder of Qwen2.5-Omni and, if given, one of an adapter by train.critic. views: a preset (the
-        adapter's own, else `separate`). Raises UserError for what does not go together."""
-        questions, about = read_questions(), {}
-        if adapter is not None:
-            about = _about(adapter)
-        shown = read_views(views or about.get("views", {}).get("preset", "separate"))
+        """From a folder of Qwen2.5-Omni and, if given, one of an adapter by train.critic; or from one that an adapter
+        was merged into. views, face: a preset, and `found` or `whole` (the adapter's own, else `separate` and `found`).
+        Raises UserError for what does not go together."""
+        questions, about = read_questions(), merged_about(base) if adapter is None else read_about(adapter)
+        shown = views_for(about, views, face)
+        if about:
+            check_trained(adapter or base, about, questions=questions.hash, views=shown.hash)
         model = load_thinker(base, dtype=dtype, device=device)
         if adapter is not None:
-            _check(adapter, about, questions, shown, fingerprint(model))
+            check_trained(adapter, about, base=fingerprint(model))
             model = load_adapter(model, adapter)
         told = "none" if adapter is None else sha256(adapter / ADAPTER)
-        return cls(model, load_tokenizer(base), shown, questions, told)
+        return cls(model, load_tokenizer(base), shown, questions, told, taught(about))
 
     @property
     def without_adapter(self):
@@ -94,14 +99,19 @@ class Critic:
     @torch.no_grad()
     def ask(self, shown: Sequence[Shown], dimensions: Sequence[str]) -> list[Answer]:
         """Each of the clips about all of the dimensions: one reading of the media. All are shown in one view."""
-        most = self.most_pixels(dimensions)
         if len(dimensions) == 1:
-            logits = [answer_logits(self.model, self.front.batch(shown, list(dimensions) * len(shown)), most)]
+            logits = [self.logits(shown, list(dimensions) * len(shown))]
         else:
             tails = [self.front.question(dimension) for dimension in dimensions]
-            logits = answers_to_all(self.model, self.front.media(shown), tails, most)
+            most = self.most_pixels(dimensions)
+            logits = answers_to_all(self.model, self.front.media(shown), tails, self.front.words, most)
         z, mass = (torch.stack(rows, 1).tolist() for rows in zip(*map(self.read, logits), strict=True))  # [B, dims]
         return [self._answer(one, dimensions, *row) for one, *row in zip(shown, z, mass, strict=True)]
+
+    def logits(self, shown: Sequence[Shown], asked: Sequence[str]) -> Tensor:
+        """[B, V] of each clip about one dimension of its own."""
+        batch = self.front.batch(shown, asked)
+        return answer_logits(self.model, batch, self.front.words, self.most_pixels(asked))
 
     def most_pixels(self, dimensions: Sequence[str]) -> int:
         """Of a frame, in the views of these dimensions."""
@@ -119,7 +129,7 @@ class Critic:
 
     def score(self, windows: Mapping[str, Sequence[Shown]], dimensions: Sequence[str] = DIMENSIONS) -> Score:
         """One clip: `windows` by view, as `shown.show` makes them."""
-        return combine(list(self.answers(windows, dimensions)), dimensions)
+        return combine(list(self.answers(windows, dimensions)), dimensions, self.taught)
 
     def answers(self, windows: Mapping[str, Sequence[Shown]], dimensions: Sequence[str]) -> Iterator[Answer]:
         """The answers of a clip one window at a time, for whoever wants to count them or to stop in between."""
@@ -128,14 +138,16 @@ class Critic:
                 yield self.ask([window], asked)[0]
 
     def by_view(self, dimensions: Sequence[str]) -> dict[str, list[str]]:
-        """Which of the dimensions are asked in which view."""
+        """Which of the dimensions are asked in which view: those that were taught."""
         found: dict[str, list[str]] = {}
-        for dimension in dimensions:
+        for dimension in (one for one in dimensions if one in self.taught):
             found.setdefault(self.views.of[dimension].name, []).append(dimension)
         return found
 
 
-def combine(answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS) -> Score:
+def combine(
+    answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS, taught: Sequence[str] = DIMENSIONS
+) -> Score:
     """The score of a clip from the answers of its windows, in whatever views."""
     z, least, warnings = {}, {}, []
     for dimension in dimensions:
@@ -145,35 +157,10 @@ def combine(answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS) -
         least[dimension] = min(known, default=None)
         if told and not known:
             warnings.append(f"no sound: {dimension} cannot be judged")
+        if dimension not in taught:
+            warnings.append(f"this critic was not taught {dimension}")
     mass = min((answer.mass for answer in answers), default=0.0)
-    if not mass >= LEAST_MASS:  # NaN too
+    if answers and not mass >= LEAST_MASS:  # NaN too
         warnings.append(f"Yes and No have {mass:.2f} of the probability: this model does not answer the question")
     counts = [sum(d in answer.z for answer in answers) for d in dimensions]
     return Score(z, least, mass, max(counts, default=0), warnings)
-
-
-def _about(adapter: Path) -> dict:
-    file = adapter / ABOUT
-    if not file.is_file():
-        raise UserError(
-            f"{adapter} is not an adapter of Talking-Critic",
-            got=f"no {ABOUT}",
-            expected=f"a folder that train.critic made: adapter_config.json, {ADAPTER}, {ABOUT}",
-            do="give the run's adapter folder",
-        )
-    return json.loads(file.read_text("utf-8"))
-
-
-def _check(adapter: Path, about: dict, questions: Questions, views: Views, base: str) -> None:
-    told = {"questions": questions.hash, "views": views.hash, "base": base}
-    trained = {
-        "questions": about["questions"]["hash"], "views": about["views"]["hash"], "base": about["base"]
-    }  # fmt: skip
-    wrong = [name for name in told if told[name] != trained[name]]
-    if wrong:
-        raise UserError(
-            f"{adapter} was trained with other {' and '.join(wrong)}",
-            got=", ".join(f"{name} {told[name]}" for name in wrong),
-            expected=", ".join(f"{name} {trained[name]}" for name in wrong),
-            do="use the base and the views it was trained with, or train it anew",
-        )

@@ -1,4 +1,4 @@
-"""A video file, shown to the critic: decoded once, a frame at a time, in all the views that are asked for."""
+"""A video file, shown to the critic: decoded a frame at a time for all views, and once before that to find the face."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import media
 from ..audio import load_voice
-from ..errors import NoSound, UserError
+from ..errors import NoFace, NoSound
 from ..lips import landmarker, track
 from .asked import Views
 from .shown import Box, Shown, face_box, pick, sample_times, show
@@ -23,14 +23,24 @@ FindFace = Callable[[Path, float], Box | None]
 
 
 def show_file(path: Path, views: Views, find_face: FindFace | None = None) -> dict[str, list[Shown]]:
-    """The windows of a video by view, with its sound; a file without sound, or with silence, is shown as silent.
+    """The windows of a video by view, with its sound; a file without sound, or with silence, is shown as silent. A view
+    of the face has no window where there is no face.
 
-    find_face: where the face is, for views of it; without it these show the whole frame. Raises UserError for a file
-    that cannot be decoded.
+    find_face: where the face is, for views of it. Raises UserError for a file that cannot be decoded, NoFace where no
+    view is left, ValueError for views of the face without find_face (`views.whole()` do without).
     """
-    seconds = media.video_seconds(path)
-    face = find_face(path, seconds) if find_face is not None and views.crops_face else None
-    return show(frames_of(path), seconds, voice_of(path), views, face)
+    seconds, faceless, face = media.video_seconds(path), {}, None
+    if views.crops_face:
+        if find_face is None:
+            raise ValueError("views of the face, and nothing that finds it: they would show the whole frame")
+        try:
+            face = find_face(path, seconds)
+        except NoFace:
+            faceless = {views.of[dimension].name: [] for dimension in views.of_face}
+            views = views.only([dimension for dimension in views.of if dimension not in views.of_face])
+            if not views.of:
+                raise
+    return show(frames_of(path), seconds, voice_of(path), views, face) | faceless
 
 
 def frames_of(path: Path) -> Iterator[tuple[float, Tensor]]:
@@ -55,12 +65,12 @@ def face_finder(task: Path | None) -> Iterator[FindFace]:
 
 
 def find_face(path: Path, seconds: float, detect, strict=None) -> Box:
-    """The box of the largest face, wherever it goes. Raises UserError for a video without one."""
+    """The box of the largest face, wherever it goes. Raises NoFace for a video without one."""
     looks = pick(frames_of(path), {"face": sample_times(0, seconds, LOOKS)})
     pictures = [frame.movedim(0, -1).contiguous().numpy() for _, frame in looks]
     found = track(pictures, detect, strict)
     if not found.seen.any():
-        raise UserError(
+        raise NoFace(
             f"{path} shows no face",
             got=f"none in {len(pictures)} frames",
             expected="a face whose lips can be judged",

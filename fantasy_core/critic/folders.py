@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .critic import ABOUT
+from .about import ABOUT
 
 DEEPEST = 3  # NAME, OWNER/NAME, or a download cache's NAME/snapshots/HASH
 KINDS = ("qwen2_5_omni", "qwen2_5_omni_thinker")  # a whole model, or its Thinker alone
@@ -19,8 +19,8 @@ def omni_folders(roots: Iterable[Path]) -> dict[str, Path]:
 
 
 def adapter_folders(roots: Iterable[Path]) -> dict[str, Path]:
-    """Folders that train.critic made: with a critic.json."""
-    return _named(roots, lambda folder: (folder / ABOUT).is_file())
+    """Folders that train.critic made: with a critic.json, which a base that an adapter was merged into has too."""
+    return _named(roots, lambda folder: (folder / ABOUT).is_file() and not is_omni(folder))
 
 
 def is_omni(folder: Path) -> bool:

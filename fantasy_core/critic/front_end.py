@@ -83,7 +83,7 @@ class FrontEnd:
 
     def __init__(self, tokenizer, questions: Questions):
         self.tokenizer, self.questions = tokenizer, questions
-        self.yes, self.no = self._one(questions.yes), self._one(questions.no)
+        self.words = self.yes, self.no = self._one(questions.yes), self._one(questions.no)
         self.ids = {name: self._one(mark) for name, mark in MEDIA.items()}
         self.pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import UserError, some
 from ..media import check_file
 from ..weights import open_tensors
+from .about import merged_into
 from .front_end import PAIR, Batch
 
 PREFIX = "thinker."
@@ -55,6 +56,7 @@ def load_thinker(folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: s
             expected="every weight of its config.json, and no other of the Thinker",
             do="fetch the folder again",
         )
+    model.merged = merged_into(folder)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -121,12 +123,13 @@ def load_tokenizer(folder: Path):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Which base this is: its configuration's sizes and its last norm's weights, which no adapter changes."""
+    """Which base this is: its configuration's sizes, its last norm's weights, which no adapter changes, and what was
+    merged into the others."""
     base = base_of(model)
     text = base.config.get_text_config()
     sizes = [text.hidden_size, text.num_hidden_layers, text.vocab_size, base.config.vision_config.depth]
     norm = base.model.language_model.norm.weight.detach().float().cpu().numpy().tobytes()
-    return hashlib.sha256(json.dumps(sizes).encode() + norm).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(sizes).encode() + norm + getattr(base, "merged", "").encode()).hexdigest()[:16]
 
 
 # ---- the adapter ----
@@ -212,24 +215,30 @@ def hidden_at_answer(model: nn.Module, batch: Batch, most: int | None = None) ->
     return found.last_hidden_state[:, -1]
 
 
-def answer_logits(model: nn.Module, batch: Batch, most: int | None = None) -> Tensor:
-    """Logits over the vocabulary [B, V], fp32, of the first word of the answer. The other columns' are never made: 3.4
-    GiB for 4 thousand tokens of the 7B."""
-    return logits_of(model, hidden_at_answer(model, batch, most))
+def answer_logits(model: nn.Module, batch: Batch, words: Sequence[int], most: int | None = None) -> Tensor:
+    """Logits over the vocabulary [B, V], fp32, of the first word of the answer, exact for the `words`. The other
+    columns' are never made: 3.4 GiB for 4 thousand tokens of the 7B."""
+    return logits_of(model, hidden_at_answer(model, batch, most), words)
 
 
-def logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
-    return F.linear(hidden, base_of(model).lm_head.weight).float()
+def logits_of(model: nn.Module, hidden: Tensor, words: Sequence[int]) -> Tensor:
+    """Logits [B, V], fp32, of hidden states [B, d]. Those of the `words` (ids) are multiplied in fp32: a bf16 product
+    comes in steps of 1/8 from 16 on, and so would the difference of two of them."""
+    rows = base_of(model).lm_head.weight
+    exact = torch.tensor(words, device=rows.device)
+    logits = F.linear(hidden, rows).float()
+    return logits.index_copy(1, exact, F.linear(hidden.float(), rows[exact].float()))
 
 
 @torch.no_grad()
 def answers_to_all(
-    model: nn.Module, media: Batch, tails: Sequence[Sequence[int]], most: int | None = None
+    model: nn.Module, media: Batch, tails: Sequence[Sequence[int]], words: Sequence[int], most: int | None = None
 ) -> list[Tensor]:
     """Logits [B, V] for each question about the same clips: the media are read once, and all questions go on from there
     in one pass, side by side: each sees the media and itself.
 
-    media: `FrontEnd.media`. tails: the ids after the media, a list for each question. most: pixels of the view.
+    media: `FrontEnd.media`. tails: the ids after the media, a list for each question. words: of `logits_of`. most:
+    pixels of the view.
     """
     base = base_of(model)
     check_inputs(media, base.config.audio_token_id, use_audio_in_video=True, most=most)
@@ -243,7 +252,7 @@ def answers_to_all(
         attention_mask=dict.fromkeys(("full_attention", "sliding_attention"), mask), use_cache=True,
     ).last_hidden_state  # fmt: skip
     ends = torch.tensor([len(tail) for tail in tails]).cumsum(0) - 1
-    return [logits_of(model, hidden[:, end]) for end in ends.tolist()]
+    return [logits_of(model, hidden[:, end], words) for end in ends.tolist()]
 
 
 def _positions_after(base: nn.Module, media: Batch, tails: Sequence[Sequence[int]]) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ..errors import UserError
+
 Values = Mapping[str, float | None]  # column -> number
 
 
@@ -30,6 +32,11 @@ class Video:
     def fps(self) -> float:
         """Frames a second, over the whole video; 0 for a single frame."""
         return (len(self.times) - 1) / float(self.times[-1]) if len(self.times) > 1 else 0.0
+
+
+class Unfit(UserError):
+    """A video that a metric cannot measure, on whatever machine and however often: no face, too short, silent. Of all
+    failures this one alone is kept by `train.evaluate`; any other may be gone the next time."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,17 @@ class Metric(Protocol):
     verified: bool
 
     def measure(self, video: Video) -> Measured:
-        """Raises UserError for a video that cannot be measured at all."""
+        """Raises Unfit for a video that cannot be measured at all, and UserError for what may be mended: a package
+        that is not there, a device that is full."""
+        ...
+
+
+@runtime_checkable
+class ReadsBeside(Protocol):
+    """A metric of single videos that reads more than the video: files beside it, which may be other ones tomorrow."""
+
+    def beside(self, path: Path) -> Mapping[str, object]:
+        """What those are for the video at this path, by their hashes: with others its number is another one."""
         ...
 
 

@@ -14,13 +14,14 @@ A pair with a scene cut in between is left out: what changes there has not moved
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .contract import Measured, Video
+from .contract import Measured, ReadsBeside, Video
 from .sampling import at_rate, scenes
 from .subject_masks import Masks
 
@@ -59,9 +60,13 @@ class Dynamics:
         told = {"mask": "none"} if masks is None else masks.settings
         self.settings = {**flow.settings, **told, "fps": FPS, "short_side": SHORT, "top": TOP, "cuts": "left out"}
 
+    def beside(self, path: Path) -> Mapping[str, object]:
+        """The video's mask, where masks are given."""
+        return self._masks.beside(path) if isinstance(self._masks, ReadsBeside) else {}
+
     def measure(self, video: Video) -> Measured:
         """What cannot be said is None, with the reason: one frame, fewer frames than 8 a second, no subject. Raises
-        UserError where a mask was to be given and is not there."""
+        Unfit where a mask was to be given and is not there."""
         reason = _unfit(video)
         if reason is not None:
             return Measured(dict.fromkeys(self.columns), dict.fromkeys(self.columns, reason))

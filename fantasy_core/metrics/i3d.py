@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..manifest import sha256
 from ..media import check_file
-from .contract import Measured, Video
+from .contract import Measured, Unfit, Video
 from .frechet import compared, set_better, set_columns
 from .i3d_model import CLASSES, I3d
 from .networks import open_network
@@ -59,11 +59,11 @@ class Fvd:
         }
 
     def measure(self, video: Video) -> Measured:
-        """features [n, 400] of the n whole windows. Raises UserError for a video shorter than one."""
+        """features [n, 400] of the n whole windows. Raises Unfit for a video shorter than one."""
         taken = at_rate(video, FPS)
         windows = len(taken) // WINDOW
         if not windows:
-            raise UserError(
+            raise Unfit(
                 f"{video.path} is too short for FVD",
                 got=f"{len(taken)} frames at {FPS:g} a second",
                 expected=f"{WINDOW} or more",

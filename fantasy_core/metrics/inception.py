@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .contract import Measured, Video
+from .contract import Measured, Unfit, Video
 from .frechet import compared, set_better, set_columns
 from .inception_model import SIDE, Inception
 from .networks import open_network
@@ -60,11 +60,11 @@ class Fid:
         }
 
     def measure(self, video: Video) -> Measured:
-        """features [n, 2048] of frames 0, every, 2 every ... Raises UserError for a video without frames."""
+        """features [n, 2048] of frames 0, every, 2 every ... Raises Unfit for a video without frames."""
         frames = video.frames[:: self._every]
         if not len(frames):
             do = "check the file"
-            raise UserError(f"{video.path} has no frames", got="0 frames", expected="one or more", do=do)
+            raise Unfit(f"{video.path} has no frames", got="0 frames", expected="one or more", do=do)
         batches = [frames[k : k + self._batch] for k in range(0, len(frames), self._batch)]
         with torch.inference_mode():
             rows = [self._network(prepared(batch, self._resize).to(self._device)).cpu().numpy() for batch in batches]

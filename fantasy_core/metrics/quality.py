@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .contract import Measured, Video
+from .contract import Measured, Unfit, Video
 from .sampling import evenly
 
 Array = np.ndarray
@@ -56,10 +56,10 @@ class QAlign:
         }
 
     def measure(self, video: Video) -> Measured:
-        """Raises UserError for a video without frames and for scores outside 1..5."""
+        """Raises Unfit for a video without frames, and UserError for scores outside 1..5."""
         if not len(video.frames):
             do = "check the file"
-            raise UserError(f"{video.path} has no frames", got="0 frames", expected="one or more", do=do)
+            raise Unfit(f"{video.path} has no frames", got="0 frames", expected="one or more", do=do)
         frames = video.frames[evenly(len(video.frames), FRAMES)]
         return Measured({column: self._mean(frames, task) for column, task in TASKS.items()})
 

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..lips import Detect, landmarker, track
 from ..manifest import sha256
 from ..media import read_image, read_video
-from .contract import Video
+from .contract import Unfit, Video
 from .face_tracks import Box, box_of
 from .sampling import TOUCH
 
@@ -117,14 +117,26 @@ class GivenMasks:
     def __init__(self, folder: str | Path | None = None):
         self._folder = None if folder is None else Path(folder)
 
+    def file(self, video: Path) -> Path | None:
+        """The mask of a video, if there is one."""
+        places = [self._place(video) / f"{video.stem}.mask{ending}" for ending in (".png", *VIDEOS)]
+        return next((place for place in places if place.is_file()), None)
+
+    def _place(self, video: Path) -> Path:
+        return self._folder or video.parent
+
+    def beside(self, path: Path) -> Mapping[str, object]:
+        """The mask's name and hash; None where there is none."""
+        file = self.file(path)
+        return {"mask_file": file and file.name, "mask_sha256": file and sha256(file)}
+
     def of(self, video: Video, indices: Array) -> Iterable[Array | None]:
-        """Raises UserError where there is no mask, or one of another shape."""
-        place = self._folder or video.path.parent
-        names = [f"{video.path.stem}.mask{ending}" for ending in (".png", *VIDEOS)]
-        file = next((place / name for name in names if (place / name).is_file()), None)
+        """Raises Unfit where there is no mask, or one of another shape: `beside` tells when that changes."""
+        file = self.file(video.path)
         if file is None:
-            do = "put one there, or use another kind of mask"
-            raise UserError(f"{video.path.name} has no mask", got=f"none in {place}", expected=f"{names[0]}", do=do)
+            do, expected = "put one there, or use another kind of mask", f"{video.path.stem}.mask.png"
+            got = f"none in {self._place(video.path)}"
+            raise Unfit(f"{video.path.name} has no mask", got=got, expected=expected, do=do)
         if file.suffix == ".png":
             return [white(read_image(file).numpy(), video, file)] * len(indices)
         times = np.asarray(video.times)[indices] - video.times[0]
@@ -151,11 +163,11 @@ def filled(box: Box, height: int, width: int) -> Array:
 
 
 def white(picture: Array, video: Video, file: Path) -> Array:
-    """What is white in a picture [3, h, w] in 0..1, bool [h, w]. Raises UserError where the video has another shape."""
+    """What is white in a picture [3, h, w] in 0..1, bool [h, w]. Raises Unfit where the video has another shape."""
     (height, width), (h, w) = video.frames.shape[1:3], picture.shape[1:]
     if abs(h * width - w * height) > max(height, width):  # another ratio, by more than a pixel
         do = "make masks of the video's own frames"
-        raise UserError(f"{file.name} has another shape", got=f"{w} x {h}", expected=f"{width} x {height}", do=do)
+        raise Unfit(f"{file.name} has another shape", got=f"{w} x {h}", expected=f"{width} x {height}", do=do)
     return picture.mean(0) >= 0.5
 
 

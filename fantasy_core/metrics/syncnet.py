@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..manifest import sha256
 from ..media import check_file
-from .contract import Measured, Video
+from .contract import Measured, Unfit, Video
 from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, tracks
 from .mfcc import RATE, mfcc
 from .networks import open_network
@@ -85,7 +85,7 @@ class SyncNet:
         }
 
     def measure(self, video: Video) -> Measured:
-        """Raises UserError for a video without sound, with silence, of one frame, or without a face that is large and
+        """Raises Unfit for a video without sound, with silence, of one frame, or without a face that is large and
         long enough."""
         taken = at_rate(video, FPS)
         sound, frames = _heard(video), video.frames[taken]
@@ -96,7 +96,7 @@ class SyncNet:
         sound = sound[start:stop]
         windows = min(len(track.boxes), len(sound) // SAMPLES) - WINDOW
         if windows < 1:
-            raise UserError(
+            raise Unfit(
                 f"{video.path} has too little sound beside its face",
                 got=f"{len(sound) / RATE:.2f} s",
                 expected=f"more than {WINDOW / FPS:g} s while the face is seen",
@@ -112,7 +112,7 @@ class SyncNet:
         if fit:
             return max(fit, key=lambda track: (track.seen, track.size))
         best = max(found, key=lambda track: track.seen, default=None)
-        raise UserError(
+        raise Unfit(
             f"{video.path} shows no face that SyncNet can judge" if best else f"{video.path} shows no face",
             got=f"at best {best.seen} frames at {FPS} a second, {best.size:.0f} px" if best else "none in any frame",
             expected=f"one face in more than {self._min_track} frames, larger than {self._min_face:g} px",
@@ -154,7 +154,7 @@ def _heard(video: Video) -> Array:
         return video.sound
     got = "no sound track" if video.sound is None else "silence"
     do = "leave it out: lips cannot be compared with silence"
-    raise UserError(f"{video.path} cannot be heard", got=got, expected="a voice", do=do)
+    raise Unfit(f"{video.path} cannot be heard", got=got, expected="a voice", do=do)
 
 
 def _backend(faces: str | Faces, model: str | Path | None, device: str) -> Callable[[], AbstractContextManager[Faces]]:
