@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,7 @@ DIMENSIONS = ("mn", "ls", "vq")
 SIDES = ("chosen", "rejected")
 REAL = "real"
 PIECE = 1 << 20  # comparisons made at once
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of margins, in the report
-LARGE_SHARE = 0.8  # of the chosen videos: more of one source is a style
+REFUSALS = ("no_score", "not_better", "small_margin")  # why a real clip does not dominate a generated one
 
 Margin = Callable[[np.ndarray, np.ndarray], np.ndarray]  # places of the better and of the worse videos -> margins
 
@@ -95,17 +94,17 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
 @dataclass(frozen=True)
 class Rules:
     """margin: the least z of the chosen over the rejected; signs: the critic must say Yes of the chosen and No of the
-    rejected; cap: the most pairs that a video may take part in per dimension (0: any number)."""
+    rejected, in one dimension or by the mean (dominance is margins in all three, whatever the signs); cap: the most
+    pairs that a video may take part in per dimension (0: any number)."""
 
     margin: float = 1.0
     signs: bool = True
     cap: int = 0
 
     def sides(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which videos may be chosen and which rejected, each [n], by scores z [n] or [n, dimensions]."""
+        """Which videos may be chosen and which rejected, each [n], by scores z [n]."""
         known = ~np.isnan(z)
-        better, worse = (known & (z >= 0), known & (z < 0)) if self.signs else (known, known)
-        return (better, worse) if z.ndim == 1 else (better.all(1), worse.all(1))
+        return (known & (z >= 0), known & (z < 0)) if self.signs else (known, known)
 
 
 # ---- the rules ----
@@ -140,21 +139,32 @@ def pairs_by_mean(candidates: Candidates, rules: Rules) -> Pairs:
 
 def pairs_by_dominance(candidates: Candidates, rules: Rules) -> Pairs:
     """`full` pairs mined from candidates: better by the margin in all three dimensions; the smallest margin counts."""
-    z = candidates.z
-    better, worse = rules.sides(z)
-    return select(candidates.input, better, worse, lambda b, w: (z[b] - z[w]).min(1), rules.margin, rules.cap)
+    z, known = candidates.z, ~np.isnan(candidates.z).any(1)
+    return select(candidates.input, known, known, lambda b, w: (z[b] - z[w]).min(1), rules.margin, rules.cap)
 
 
-def pairs_with_real(candidates: Candidates, rules: Rules | None) -> tuple[Pairs, int, int]:
-    """The paper's `full` pairs: the real clip against each clip generated from its first frame and its voice; with how
-    many of these comparisons the critic would not have agreed (left out where `rules` are given), and of how many."""
+def pairs_with_real(candidates: Candidates, rules: Rules | None) -> tuple[Pairs, dict[str, int], int]:
+    """The paper's `full` pairs: the real clip against each clip generated from its first frame and its voice, where
+    `rules` are given only those in which it dominates (see `pairs_by_dominance`); how many of these comparisons were
+    refused for that, by reason; and how many comparisons there are."""
     group, z, real = candidates.input, candidates.z, candidates.real
     compared = int(np.bincount(group[~real], minlength=_groups(candidates))[group[real]].sum())
     if rules is None:
-        return select(group, real, ~real, lambda b, w: _smallest_known(z[b] - z[w]), -math.inf), 0, compared
-    better, worse = rules.sides(z)
-    agreed = select(group, real & better, ~real & worse, lambda b, w: (z[b] - z[w]).min(1), rules.margin)
-    return capped(agreed, rules.cap), compared - len(agreed), compared
+        every = select(group, real, ~real, lambda b, w: _smallest_known(z[b] - z[w]), -math.inf)
+        return every, dict.fromkeys(REFUSALS, 0), compared
+    agreed = select(group, real, ~real, lambda b, w: (z[b] - z[w]).min(1), rules.margin, rules.cap)
+    return agreed, _refusals(candidates, rules.margin), compared
+
+
+def _refusals(candidates: Candidates, margin: float) -> dict[str, int]:
+    """Of how many comparisons with real clips a score is missing, the generated one is as good in some dimension, or
+    the real one is better in all, but in some by less than the margin."""
+    z, counts = candidates.z, np.zeros(len(REFUSALS), int)
+    for b, w, _ in comparisons(candidates.input, candidates.real, ~candidates.real):
+        least = (z[b] - z[w]).min(1)  # NaN where a score is missing
+        reasons = np.isnan(least), (least <= 0) & (least < margin), (least > 0) & (least < margin)
+        counts += [int(reason.sum()) for reason in reasons]
+    return dict(zip(REFUSALS, counts.tolist(), strict=True))
 
 
 def _groups(candidates: Candidates) -> int:
@@ -245,44 +255,3 @@ def capped(pairs: Pairs, cap: int) -> Pairs:
             uses[chosen] += 1
             uses[rejected] += 1
     return pairs[kept]
-
-
-# ---- the report ----
-
-
-def yields(pairs: Pairs, candidates: Candidates, dimension: str, own: str = "fantasytalking") -> dict:
-    """What to know of a set of pairs: inputs without one, share of chosen videos by source (one model that wins all is
-    a style, not a preference), share of pairs with videos of the trained model itself (`own`) and of those without
-    (`off_policy_share`)."""
-    inputs, scored = np.unique(candidates.input), candidates.scored(dimension)
-    sizes = np.bincount(candidates.input[scored], minlength=_groups(candidates))
-    is_own = np.array([name == own for name in candidates.sources] or [False])[candidates.source]
-    with_own = float((is_own[pairs.chosen] | is_own[pairs.rejected]).mean()) if len(pairs) else 0.0
-    margins = np.sort(pairs.margin)
-    return {
-        "pairs": len(pairs),
-        "groups": len(inputs),
-        "groups_without": len(inputs) - len(np.unique(candidates.input[pairs.chosen])),
-        "groups_of_one": int((sizes == 1).sum()),
-        "videos_without_score": int((~scored).sum()),
-        "chosen_by_source": _shares(candidates, pairs.chosen),
-        "rejected_by_source": _shares(candidates, pairs.rejected),
-        "own_share": with_own,
-        "off_policy_share": 1 - with_own if len(pairs) else 0.0,
-        "margins": {q: float(margins[int(q * (len(margins) - 1))]) for q in QUANTILES} if len(margins) else {},
-    }
-
-
-def _shares(candidates: Candidates, places: np.ndarray) -> dict[str, float]:
-    """The share of each source among videos, by name."""
-    counts = np.bincount(candidates.source[places], minlength=len(candidates.sources))
-    told = {name: int(n) / len(places) for name, n in zip(candidates.sources, counts, strict=True) if n}
-    return dict(sorted(told.items()))
-
-
-def style_warning(told: dict, dimension: str, sources: Iterable[str]) -> str | None:
-    """A word about pairs of which one of several sources wins nearly all: they teach its style."""
-    name, share = max(told["chosen_by_source"].items(), key=lambda item: item[1], default=("", 0.0))
-    if share <= LARGE_SHARE or len(set(sources)) < 2:
-        return None
-    return f"{dimension}: {share:.0%} of the chosen videos are of {name}; what is learned may be its style"

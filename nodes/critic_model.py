@@ -85,7 +85,7 @@ class ManagedCritic:
             done(len(answers), total)
         while len(_answers) > REMEMBERED:
             _answers.popitem(last=False)
-        return combine(answers, dimensions)
+        return combine(answers, dimensions, self.critic.taught)
 
     def _read(
         self, shown: Mapping[str, Sequence[Shown]], asked: Sequence[str], done: Callable[[int], None]

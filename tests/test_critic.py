@@ -26,6 +26,7 @@ from fantasy_core.critic.thinker import (
 )
 from fantasy_core.errors import UserError
 from fantasy_core.pair_rules import DIMENSIONS
+from train.scorers import CriticScorer
 
 FRONT = FrontEnd(tokenizer(), read_questions())
 CLIPS = [shown(3.0, 4.0, 1), shown(5.0, 4.0, 2, 84, 56), shown(4.25, 4.0, 3)]
@@ -117,6 +118,22 @@ def test_a_silent_clip_has_no_lip_sync_but_the_rest(model):
     score = critic.score({"shared": [mute]})
     assert score.z["ls"] is None and score.z["mn"] is not None and any("no sound" in w for w in score.warnings)
     assert any("does not answer" in warning for warning in score.warnings)  # random weights: Yes and No are two of many
+
+
+def test_what_was_not_taught_gets_no_score(model):
+    """A critic of quality and lip sync is not asked about motion; what has learnt nothing of what is asked has no
+    number, and is not said to answer badly."""
+    critic = Critic(model, tokenizer(), read_views("shared"), read_questions(), taught=("ls", "vq"))
+    whole = Critic(model, tokenizer(), read_views("shared"), read_questions())
+    windows = {"shared": CLIPS[:1]}
+    found, all_three = critic.score(windows), whole.score(windows)
+    assert found.z["mn"] is None and found.z["vq"] == pytest.approx(all_three.z["vq"], abs=1e-5)
+    assert any("not taught mn" in told for told in found.warnings)
+    assert not any("not taught" in told for told in all_three.warnings)
+    nothing = critic.score(windows, ["mn"])
+    assert nothing.z == {"mn": None} and nothing.warnings == ["this critic was not taught mn"]
+    ((number, scored),) = CriticScorer(critic, 4096).scores([windows])
+    assert number == 0 and scored.z == pytest.approx(found.z)
 
 
 def test_sound_is_heard_and_time_matters(model):

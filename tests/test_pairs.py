@@ -51,16 +51,29 @@ def rows_of(folder: Path, dimension: str) -> list[dict]:
 
 
 def test_the_command_writes_pairs_and_their_origin(files, capsys):
-    assert stage.main(arguments(files, "--full", "both")) == 0
+    """real is better by 2 in all three than bad (6) and v1 (2.5), not than v0 and v2 (1); v1 than bad (3), though it
+    is no No."""
+    flags = arguments(files, "--full", "both", "--margin", "2")
+    assert stage.main(flags) == 0
     out = files / "pairs"
     assert ("real", "bad") in [(row["chosen"], row["rejected"]) for row in rows_of(out, "mn")]
-    assert [(row["chosen"], row["rejected"]) for row in rows_of(out, "full")] == [("real", "bad"), ("v1", "bad")]
+    full = [(row["chosen"], row["rejected"], row["margin"]) for row in rows_of(out, "full")]
+    assert full == [("real", "bad", 6.0), ("real", "v1", 2.5), ("v1", "bad", 3.0)]
     assert set(rows_of(out, "ls")[0]) == {"chosen", "rejected", "input", "dimension", "margin", "split"}
     told = json.loads((out / "pairs.json").read_text())
     assert set(told["made_from"]) == {"videos", "scores"} and len(told["made_from"]["scores"]) == 64
-    assert told["rules"]["real_refused"] == 3 and told["yield"]["mn"]["pairs"] == len(rows_of(out, "mn"))
+    rules = told["rules"]
+    assert (rules["real_compared"], rules["real_kept"], rules["real_refused"], rules["real_refused_share"]) == (
+        4,
+        2,
+        2,
+        0.5,
+    )
+    assert rules["real_refused_by"] == {"no_score": 0, "not_better": 0, "small_margin": 2}
+    assert 'real: {"compared": 4, "kept": 2, "refused": 2' in capsys.readouterr().out
+    assert told["yield"]["mn"]["pairs"] == len(rows_of(out, "mn"))
     before = (out / "pairs_mn.jsonl").read_bytes()
-    assert stage.main(arguments(files, "--full", "both")) == 0
+    assert stage.main(flags) == 0
     assert (out / "pairs_mn.jsonl").read_bytes() == before, "the same scores make the same file"
 
 

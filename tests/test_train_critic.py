@@ -89,6 +89,7 @@ def test_a_critic_learns_and_judges_what_it_has_not_seen(world, trained):
     z = [critic.score(show_file(world / f"v{n}.mp4", critic.views)).z["vq"] for n in range(12, 16)]
     assert [value > 0 for value in z] == [False, True, False, True]
     about = json.loads((trained / "adapter/critic.json").read_text())
+    assert about["dimensions"] == ["vq"] and critic.taught == ("vq",)
     assert about["labels"] == 12 and about["made_from"].keys() == {"annotations", "videos"}
 
 

@@ -205,7 +205,7 @@ def save(run: Run, critic: Critic) -> Path:
         "questions": {"version": questions.version, "hash": questions.hash},
         "views": {"preset": run.views.preset, "face": run.views.face, "hash": run.views.hash},
         "base": fingerprint(critic.model),
-        "dimensions": list(run.settings.dimension),
+        "dimensions": [d for d in run.settings.dimension if any(row.dimension == d for row in run.data.rows)],
         "labels": len(run.data),
         "iterations": run.iterations,
         "made_from": run.origin,

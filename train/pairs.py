@@ -7,8 +7,9 @@
 Writes pairs_mn.jsonl, pairs_ls.jsonl, pairs_vq.jsonl and pairs_full.jsonl (chosen, rejected, input, dimension, margin,
 split), and pairs.json: the rules, the yield, and the hashes of what they were made from. Two folders give
 pairs_full.jsonl and the videos.jsonl that train.cache asks for. Only videos of one input are compared. `--full real`
-sets real clips against what was generated from them (the paper), `mined` takes candidates that are better in all three
-dimensions, `both` takes both, `mean` compares candidates by the mean of the three scores. `--scores` takes several
+sets real clips against what was generated from them (the paper), `mined` takes pairs of candidates, `both` takes both;
+in these the chosen video is better by the margin in all three dimensions, whatever its signs (`--check-real false`
+takes all pairs with real clips). `mean` compares candidates by the mean of the three scores. `--scores` takes several
 files, or folders of part files.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fantasy_core.errors import UserError, some
+from fantasy_core.pair_report import style_warning, yields
 from fantasy_core.pair_rules import (
     DIMENSIONS,
     Pair,
@@ -33,8 +35,6 @@ from fantasy_core.pair_rules import (
     pairs_by_mean,
     pairs_by_score,
     pairs_with_real,
-    style_warning,
-    yields,
 )
 from train.run import as_json, command, made_from, setting, write_json
 from train.scored import Scored, read_scored
@@ -49,14 +49,16 @@ class PairSettings:
     critic: str | None = setting(None, "hash, or its beginning, of the critic whose scores count")
     views: str | None = setting(None, "hash, or its beginning, of what the critic was shown")
     folders: Path | None = setting(None, "instead: a folder with chosen/ and rejected/")
-    margin: float = setting(1.0, "least z of the chosen over the rejected")
+    margin: float = setting(1.0, "least z of the chosen over the rejected; of full pairs in all three dimensions")
     count_mn: int | None = setting(None, "instead of the margin: so many pairs of motion naturalness", least=1)
     count_ls: int | None = setting(None, "so many of lip sync", least=1)
     count_vq: int | None = setting(None, "so many of visual quality", least=1)
-    signs: bool = setting(True, "the critic says Yes of the chosen and No of the rejected")
+    signs: bool = setting(
+        True, "the critic says Yes of the chosen and No of the rejected; not asked of full pairs, but by mean"
+    )
     cap: int = setting(0, "most pairs of a video in a dimension, 0 = any number", least=0)
     full: str = setting("real", "what the gate learns from", choices=("real", "mined", "both", "mean"))
-    check_real: bool = setting(True, "leave out real clips that the critic does not prefer in all dimensions")
+    check_real: bool = setting(True, "leave out real clips that are not better by the margin in all dimensions")
     own: str = setting("fantasytalking", "source of the model that will be trained, for the report")
     format: str = setting("jsonl", "of what is written: lines for people, parquet for scale", choices=FORMATS)
 
@@ -98,8 +100,9 @@ def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], d
     mined = pairs_by_dominance(made, rules)
     full = {"real": lambda: real, "mined": lambda: mined, "both": lambda: joined([real, mined])}
     pairs["full"] = (full | {"mean": lambda: pairs_by_mean(made, rules)})[settings.full]()
-    facts = {"margins": margins, "real_refused": refused, "real_kept": len(real)}
-    facts["real_refused_share"] = refused / max(compared, 1)
+    number = sum(refused.values())
+    facts = {"margins": margins, "real_compared": compared, "real_kept": len(real), "real_refused": number}
+    facts |= {"real_refused_share": number / max(compared, 1), "real_refused_by": refused}
     return pairs, facts | {"mined": len(mined)}
 
 
@@ -178,7 +181,8 @@ def from_scores(settings: PairSettings, videos: Path, dry_run: bool) -> None:
     pairs, facts = pair_up(scored, settings)
     report = told(pairs, scored, settings)
     warnings = warnings_of(report, scored, settings)
-    show(report | {"read": scored.facts}, warnings)
+    real = {name.removeprefix("real_"): fact for name, fact in facts.items() if name.startswith("real_")}
+    show(report | {"real": real, "read": scored.facts}, warnings)
     if dry_run:
         return
     names = ["scores"] if len(parts) == 1 else [f"scores {part}" for part in parts]

@@ -135,8 +135,10 @@ class CriticScorer:
     def scores(self, clips: Sequence[dict[str, list[Shown]]]) -> Iterator[tuple[int, Score]]:
         """Windows of all clips, view by view, in batches of about equal length; a clip is done with its last one."""
         answers: list[list[Answer]] = [[] for _ in clips]
-        left = [sum(map(len, clip.values())) for clip in clips]
-        for view, asked in self.model.by_view(DIMENSIONS).items():
+        by_view = self.model.by_view(DIMENSIONS)
+        left = [sum(len(clip[view]) for view in by_view) for clip in clips]
+        yield from ((number, self._score(clips[number], [])) for number, windows in enumerate(left) if not windows)
+        for view, asked in by_view.items():
             windows = [(number, window) for number, clip in enumerate(clips) for window in clip[view]]
             for group in by_tokens(windows, self.batch):
                 found = self.model.ask([window for _, window in group], asked)
@@ -148,7 +150,8 @@ class CriticScorer:
 
     def _score(self, clip: dict[str, list[Shown]], answers: Sequence[Answer]) -> Score:
         """The score of a clip; a dimension whose view has no window, for want of a face, has none."""
-        score, faceless = combine(answers), [d for d, view in self.model.views.of.items() if not clip[view.name]]
+        score = combine(answers, taught=self.model.taught)
+        faceless = [d for d, view in self.model.views.of.items() if d in self.model.taught and not clip[view.name]]
         told = [f"no face: {dimension} cannot be judged" for dimension in faceless]
         return replace(score, warnings=score.warnings + told)
 

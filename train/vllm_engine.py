@@ -14,11 +14,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fantasy_core.critic.about import check_trained, merged_about, merged_into, views_for
+from fantasy_core.critic.about import check_trained, merged_about, merged_into, taught, views_for
 from fantasy_core.critic.asked import Questions, Views, read_questions
 from fantasy_core.critic.critic import NEEDS_SOUND, Answer, Critic
 from fantasy_core.critic.shown import RATE, Shown
 from fantasy_core.errors import UserError
+from fantasy_core.pair_rules import DIMENSIONS
 
 LISTED = 20  # words of which vLLM tells the probability
 
@@ -29,8 +30,8 @@ class VllmCritic:
     without_adapter, model = nullcontext(), None
     by_view = Critic.by_view
 
-    def __init__(self, engine: Any, views: Views, questions: Questions, base: str):
-        self.engine, self.views, self.questions = engine, views, questions
+    def __init__(self, engine: Any, views: Views, questions: Questions, base: str, taught: Sequence[str] = DIMENSIONS):
+        self.engine, self.views, self.questions, self.taught = engine, views, questions, tuple(taught)
         told = ["vllm", base, questions.hash]
         self.hash = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
@@ -52,7 +53,7 @@ class VllmCritic:
                 do="pip install vllm, or leave --engine transformers",
             ) from error
         engine = LLM(model=str(base), limit_mm_per_prompt={"video": 1, "audio": 1}, max_logprobs=LISTED)
-        return cls(engine, shown, questions, f"{base.resolve()} {merged_into(base)}")
+        return cls(engine, shown, questions, f"{base.resolve()} {merged_into(base)}", taught(about))
 
     def ask(self, shown: Sequence[Shown], dimensions: Sequence[str]) -> list[Answer]:
         """As `Critic.ask`; vLLM's prefix cache is what reads the media once."""

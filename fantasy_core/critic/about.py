@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..manifest import sha256
+from ..pair_rules import DIMENSIONS
 from .asked import Views, read_views
 
 ABOUT, ADAPTER = "critic.json", "adapter_model.safetensors"
@@ -43,6 +44,11 @@ def read_about(folder: Path) -> dict[str, Any]:
 def trained(about: Mapping[str, Any]) -> dict[str, str]:
     """The hashes that a critic is bound to."""
     return {"questions": about["questions"]["hash"], "views": about["views"]["hash"], "base": about["base"]}
+
+
+def taught(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The dimensions that a critic has learnt to judge; of a base as published, all are asked."""
+    return tuple(d for d in DIMENSIONS if d in about.get("dimensions", DIMENSIONS))
 
 
 def merged_about(base: Path) -> dict[str, Any]:

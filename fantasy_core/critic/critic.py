@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..manifest import sha256
 from ..pair_rules import DIMENSIONS
-from .about import ADAPTER, check_trained, merged_about, read_about, views_for
+from .about import ADAPTER, check_trained, merged_about, read_about, taught, views_for
 from .asked import Questions, Views, read_questions
 from .front_end import FrontEnd
 from .shown import Shown
@@ -53,11 +53,15 @@ class Critic:
     """A Thinker, with or without its adapter, and what it is asked and shown.
 
     hash: of adapter (or none), base, questions: scores of different hashes are not compared. A base that an adapter was
-    merged into is another base: its weights are rounded, so its scores are not quite the adapter's.
+    merged into is another base: its weights are rounded, so its scores are not quite the adapter's. taught: the
+    dimensions it has learnt; others get no score.
     """
 
-    def __init__(self, model: nn.Module, tokenizer, views: Views, questions: Questions, adapter: str = "none"):
-        self.model, self.views, self.questions = model, views, questions
+    def __init__(
+        self, model: nn.Module, tokenizer, views: Views, questions: Questions, adapter: str = "none",
+        taught: Sequence[str] = DIMENSIONS,
+    ):  # fmt: skip
+        self.model, self.views, self.questions, self.taught = model, views, questions, tuple(taught)
         self.front = FrontEnd(tokenizer, questions)
         parts = [adapter, fingerprint(model), questions.hash]
         self.hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -85,7 +89,7 @@ class Critic:
             check_trained(adapter, about, base=fingerprint(model))
             model = load_adapter(model, adapter)
         told = "none" if adapter is None else sha256(adapter / ADAPTER)
-        return cls(model, load_tokenizer(base), shown, questions, told)
+        return cls(model, load_tokenizer(base), shown, questions, told, taught(about))
 
     @property
     def without_adapter(self):
@@ -125,7 +129,7 @@ class Critic:
 
     def score(self, windows: Mapping[str, Sequence[Shown]], dimensions: Sequence[str] = DIMENSIONS) -> Score:
         """One clip: `windows` by view, as `shown.show` makes them."""
-        return combine(list(self.answers(windows, dimensions)), dimensions)
+        return combine(list(self.answers(windows, dimensions)), dimensions, self.taught)
 
     def answers(self, windows: Mapping[str, Sequence[Shown]], dimensions: Sequence[str]) -> Iterator[Answer]:
         """The answers of a clip one window at a time, for whoever wants to count them or to stop in between."""
@@ -134,14 +138,16 @@ class Critic:
                 yield self.ask([window], asked)[0]
 
     def by_view(self, dimensions: Sequence[str]) -> dict[str, list[str]]:
-        """Which of the dimensions are asked in which view."""
+        """Which of the dimensions are asked in which view: those that were taught."""
         found: dict[str, list[str]] = {}
-        for dimension in dimensions:
+        for dimension in (one for one in dimensions if one in self.taught):
             found.setdefault(self.views.of[dimension].name, []).append(dimension)
         return found
 
 
-def combine(answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS) -> Score:
+def combine(
+    answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS, taught: Sequence[str] = DIMENSIONS
+) -> Score:
     """The score of a clip from the answers of its windows, in whatever views."""
     z, least, warnings = {}, {}, []
     for dimension in dimensions:
@@ -151,8 +157,10 @@ def combine(answers: Sequence[Answer], dimensions: Sequence[str] = DIMENSIONS) -
         least[dimension] = min(known, default=None)
         if told and not known:
             warnings.append(f"no sound: {dimension} cannot be judged")
+        if dimension not in taught:
+            warnings.append(f"this critic was not taught {dimension}")
     mass = min((answer.mass for answer in answers), default=0.0)
-    if not mass >= LEAST_MASS:  # NaN too
+    if answers and not mass >= LEAST_MASS:  # NaN too
         warnings.append(f"Yes and No have {mass:.2f} of the probability: this model does not answer the question")
     counts = [sum(d in answer.z for answer in answers) for d in dimensions]
     return Score(z, least, mass, max(counts, default=0), warnings)
