@@ -173,23 +173,17 @@ def test_files_become_a_report(files):
     assert report["against_base"]["mn"]["fixed"]["p"] == 1.0 and report["against_base"]["ls"]["fixed"]["only_base"] == 0
 
 
-def test_without_base_and_metrics_and_with_no_test_at_all(files):
+def test_without_base_and_metrics(files):
     report = evaluate(files / "annotations.jsonl", files / "scores", None, None)
     write(report, files / "out")
     assert report["against_base"] is None and "Ours against the base" not in (files / "out" / "report.md").read_text()
-    rows = [labelled("a0", 1, split="train")]
-    write_rows(files / "annotations.jsonl", rows)
-    report = evaluate(files / "annotations.jsonl", files / "scores", None, None)
-    write(report, files / "two")
-    assert report["judges"]["ours"]["mn"]["fixed"] is None
-    assert "| ours, fixed | - | - | - |" in (files / "two" / "report.md").read_text()
 
 
 def test_a_metric_that_is_all_equal_is_still_json(files):
     """One answer for all: the threshold is at no number."""
-    rows = [labelled("a0", 1), labelled("b0", 1)]
+    rows = [labelled("0-0", 1), labelled("0-1", 1, input="1")]
     write_rows(files / "annotations.jsonl", rows)
-    (files / "metrics.csv").write_text("video,metric,value\na0,SD,1\nb0,SD,1\n")
+    (files / "metrics.csv").write_text("video,metric,value\n0-0,SD,1\n0-1,SD,1\n")
     report = evaluate(files / "annotations.jsonl", files / "scores", None, files / "metrics.csv")
     write(report, files / "out")
     kept = json.loads((files / "out" / "report.json").read_text(), parse_constant=pytest.fail)

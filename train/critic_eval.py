@@ -5,7 +5,7 @@
 
 Accuracy on the labels of split `test`, with Wilson's 95 % intervals. `--scores` are train.score's by the critic,
 `--base-scores` by its base; `metrics.csv` has `video,metric,value` with SD, Sync-C, IQA, AES, judged by their best
-threshold, in sample as in the paper and out of fold. OUT/report.md and report.json.
+threshold, in sample as in the paper and out of fold. Prints the table; OUT/report.md and report.json have all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.critic_report import evaluate, write
+from train.critic_report_text import accuracies
 from train.run import command, setting
 
 
@@ -32,6 +33,7 @@ def run(settings: EvalSettings, dry_run: bool) -> None:
         print(f"dry run: all files can be used; {settings.out} would get a report on {settings.scores}")
     else:
         write(report, settings.out)
+        print(f"{accuracies(report)}{settings.out / 'report.md'}")
 
 
 def main(argv: list[str] | None = None) -> int:

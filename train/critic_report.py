@@ -28,6 +28,7 @@ from fantasy_core.critic.statistics import (
     sigmoid,
     wilson,
 )
+from fantasy_core.errors import UserError
 from fantasy_core.media.files import replacing
 from fantasy_core.pair_rules import DIMENSIONS
 from train.annotations import Annotation, read_annotations
@@ -210,7 +211,7 @@ def _counted(videos: Collection[str]) -> dict[str, Any]:
 
 
 def evaluate(annotations: Path, scores: Path, base: Path | None, metrics: Path | None) -> dict[str, Any]:
-    """The report of these files. Raises UserError."""
+    """The report of these files. Raises UserError, also where there is nothing to compare the critic with."""
     files = {"annotations": annotations} | {part.name: part for part in part_files([scores])}
     files |= {f"base {part.name}": part for part in part_files([base])} if base else {}
     files |= {"metrics": metrics} if metrics else {}
@@ -223,7 +224,23 @@ def evaluate(annotations: Path, scores: Path, base: Path | None, metrics: Path |
         read_scores(base, labelled) if base else None,
         read_metrics(metrics, known) if metrics else None,
     )
+    _check_judged(found, scores)
     return {"made_from": origin} | found
+
+
+def _check_judged(report: Mapping[str, Any], scores: Path) -> None:
+    """Raises UserError where no labelled test video has a score."""
+    labels = report["test"]["labels"]
+    if any(told["fixed"] for told in report["judges"]["ours"].values()):
+        return
+    told = ", ".join(f"{of['n']} labels in {d}" for d, of in labels.items())
+    some_labels = any(of["n"] for of in labels.values())
+    raise UserError(
+        "no labelled test video has a score",
+        got=f"{told} of split test, none of them of a video that {scores} has a score of" if some_labels else told,
+        expected="scores of labelled videos of split test",
+        do="score these videos" if some_labels else "label more inputs, or give train.annotate a larger --test-share",
+    )
 
 
 def write(report: dict[str, Any], out: Path) -> None:

@@ -24,7 +24,7 @@ Cell = Mapping[str, Any] | None
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All of a report that `make_report` made."""
-    sections = [_head(report["test"]), _accuracy(report), _measures(report["judges"])]
+    sections = [_head(report["test"]), accuracies(report), _measures(report["judges"])]
     if report["against_base"]:
         sections.append(_against(report["against_base"]))
     sections += [_by_source(name, told) for name, told in report["by_source"].items()]
@@ -52,7 +52,8 @@ def _head(test: Mapping[str, Any]) -> str:
     return HEAD.format(videos=test["videos"], inputs=test["inputs"], labels=", ".join(labels))
 
 
-def _accuracy(report: Mapping[str, Any]) -> str:
+def accuracies(report: Mapping[str, Any]) -> str:
+    """Table 2 alone."""
     rows = []
     for name, told in report["metrics"].items():
         for way, label in (("in_sample", "in sample"), ("out_of_fold", "out of fold")):

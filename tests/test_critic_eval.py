@@ -1,0 +1,70 @@
+"""train.critic eval as a command: what it prints, and files with nothing to evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from train import critic_eval as stage
+from train.annotations import Annotation, Vote
+from train.run import write_rows
+
+LABELS = {"a0": 1, "a1": 0, "b0": 1, "b1": 0}  # motion of two inputs, a and b
+Z = {"a0": 2.0, "a1": -1.0, "b0": -1.0, "b1": -3.0}  # right on all but b0
+
+
+def write_labels(folder: Path, split: str = "test") -> None:
+    write_rows(
+        folder / "annotations.jsonl",
+        [
+            Annotation(
+                video, f"sha of {video}", video[0], "x", None, "mn", [Vote(n, label) for n in "abc"], None, label,
+                "unanimous", split,
+            )
+            for video, label in LABELS.items()
+        ],
+    )  # fmt: skip
+
+
+def write_scores(folder: Path, rows: list[dict], name: str = "scores.jsonl") -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    write_labels(tmp_path)
+    write_scores(tmp_path, [{"video": video, "z_mn": z} for video, z in Z.items()])
+    return tmp_path
+
+
+def evaluate(folder: Path, *more: str) -> int:
+    given = ["--annotations", f"{folder}/annotations.jsonl", "--scores", f"{folder}/scores.jsonl"]
+    return stage.main([*given, "--out", f"{folder}/out", *more])
+
+
+def told(folder: Path) -> dict:
+    return json.loads((folder / "out" / "report.json").read_text())
+
+
+def test_table_2_and_its_file_are_printed(files, capsys):
+    """Three of four are right."""
+    assert evaluate(files) == 0
+    out = capsys.readouterr().out
+    assert "| ours, fixed | 75.0 (" in out and f"{files}/out/report.md" in out.splitlines()
+    assert out.split("\n| ours")[0] in (files / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_nothing_to_evaluate_is_an_error(files, capsys, more):
+    """Labels of split train alone; then labels of tests, all scores of which failed."""
+    write_labels(files, "train")
+    assert evaluate(files, *more) == 2
+    error = capsys.readouterr().err
+    assert "no labelled test video has a score" in error and "0 labels in mn" in error and "--test-share" in error
+    write_labels(files)
+    write_scores(files, [{"video": video, "failed": "no face"} for video in Z])
+    assert evaluate(files, *more) == 2
+    error = capsys.readouterr().err
+    assert "4 labels in mn" in error and "score these videos" in error and not (files / "out").exists()
