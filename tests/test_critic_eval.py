@@ -68,3 +68,13 @@ def test_nothing_to_evaluate_is_an_error(files, capsys, more):
     assert evaluate(files, *more) == 2
     error = capsys.readouterr().err
     assert "4 labels in mn" in error and "score these videos" in error and not (files / "out").exists()
+
+
+def test_metrics_of_more_videos_than_people_saw(files, capsys):
+    """a0 and b0 have much motion, and are Yes: all four right. Of the other two, which nobody labelled, is told."""
+    rows = "".join(f"{video},SD,{1 + 3 * label}\n" for video, label in {**LABELS, "c0": 0, "c1": 1}.items())
+    (files / "metrics.csv").write_text("video,metric,value\n" + rows)
+    assert evaluate(files, "--metrics", f"{files}/metrics.csv") == 0
+    assert told(files)["metrics"]["SD"]["mn"]["in_sample"]["n"] == 4
+    assert told(files)["missing"]["not_annotated"]["SD"] == {"n": 2, "first": ["c0", "c1"]}
+    assert "- 2 videos with a number of SD that nobody labelled: c0, c1" in (files / "out" / "report.md").read_text()

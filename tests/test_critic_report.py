@@ -78,9 +78,12 @@ def test_sources_and_what_is_missing():
 def test_a_metric_is_judged_twice():
     """The metric is right by opposite directions on the two inputs. In sample: a0 5, b1 5, a1 1, b0 1, a2 5: Yes at 5
     has a0, a2, a1 right, 3 of 5, as many as Yes to all, which is the lower cut and no number. Trained on b alone (b0 1
-    Yes, b1 5 No) it says Yes below 3: wrong on all of a; trained on a, wrong on all of b."""
-    metrics = {"SD": {"a0": 5.0, "a1": 1.0, "a2": 5.0, "b0": 1.0, "b1": 5.0}}
-    told = make_report(LABELS, OURS, metrics=metrics)["metrics"]["SD"]["mn"]
+    Yes, b1 5 No) it says Yes below 3: wrong on all of a; trained on a, wrong on all of b. Nobody
+    labelled c0."""
+    metrics = {"SD": {"a0": 5.0, "a1": 1.0, "a2": 5.0, "b0": 1.0, "b1": 5.0, "c0": 1.0}}
+    report = make_report(LABELS, OURS, metrics=metrics)
+    assert report["missing"]["not_annotated"]["SD"] == {"n": 1, "first": ["c0"]}
+    told = report["metrics"]["SD"]["mn"]
     assert (told["in_sample"]["right"], told["out_of_fold"]["right"], told["out_of_fold"]["n"]) == (3, 0, 5)
     assert (told["threshold"], told["yes_above"]) == (None, True)
 
@@ -192,7 +195,7 @@ def test_a_metric_that_is_all_equal_is_still_json(files):
 
 
 WRONG_METRICS = {
-    "line 2: video nobody is not annotated": "nobody,SD,1\n",
+    "no video of it is annotated: nobody": "nobody,SD,1\n",
     "metrics FID, bd": "0-0,FID,1\n0-0,bd,1\n",
     "line 2: value 'good'": "0-0,SD,good\n",
     "line 2: value 'nan'": "0-0,SD,nan\n",

@@ -92,7 +92,7 @@ def make_report(
         "judges": told,
         "against_base": {d: _against(asked["base"][d], asked["ours"][d]) for d in DIMENSIONS} if base else None,
         "by_source": {name: _by_source(of) for name, of in asked.items()},
-        "missing": _missing(annotations, test, asked, singles, judges),
+        "missing": _missing(annotations, test, asked, singles, judges, metrics or {}),
     }
 
 
@@ -192,6 +192,7 @@ def _missing(
     asked: Mapping[str, Mapping[str, Judge]],
     singles: Mapping[str, Judged],
     judges: Mapping[str, Scores],
+    metrics: Mapping[str, Values],
 ) -> dict[str, Any]:
     """What is not in the tables: test videos without a label or without a number, scored videos that nobody saw."""
     seen = {row.video for row in annotations}
@@ -199,6 +200,7 @@ def _missing(
     unscored = {name: {d: judge.found.unscored for d, judge in of.items()} for name, of in asked.items()}
     unscored |= {name: {METRICS[name]: found.unscored} for name, found in singles.items()}
     scored = {name: {video for z in scores.values() for video in z} for name, scores in judges.items()}
+    scored |= {name: set(metrics[name]) for name in singles}
     return {
         "unlabelled": {d: _counted(videos - {row.video for row in found}) for d, found in test.items()},
         "unscored": {name: {d: _counted(lost) for d, lost in of.items()} for name, of in unscored.items()},

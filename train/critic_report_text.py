@@ -109,7 +109,9 @@ def _missing(told: Mapping[str, Any]) -> str:
     lines = [_line(f"test videos without a label in {d}", of) for d, of in told["unlabelled"].items()]
     for name, by_dimension in told["unscored"].items():
         lines += [_line(f"labelled test videos without {name} in {d}", of) for d, of in by_dimension.items()]
-    lines += [_line(f"videos scored by {name} that nobody labelled", of) for name, of in told["not_annotated"].items()]
+    lines += [
+        _line(f"videos with a number of {name} that nobody labelled", of) for name, of in told["not_annotated"].items()
+    ]
     found = [line for line in lines if line]
     return "## What is missing\n\n" + ("".join(found) or "Nothing.\n")
 

@@ -36,8 +36,8 @@ def read_scores(path: Path, files: Mapping[str, str] | None = None) -> Scores:
 
 def read_metrics(path: Path, known: set[str]) -> dict[str, dict[str, float]]:
     """Values by metric and video from a CSV `video,metric,value`, as train.evaluate writes it (metrics.csv) or by hand;
-    metrics that are not among METRICS are left out. Raises UserError for videos that are not annotated, for what is no
-    finite number, for a value that is there twice, and for a file without any of METRICS."""
+    metrics that are not among METRICS are left out. Raises UserError for a file without a video that is `known`, for
+    what is no finite number, for a value that is there twice, and for a file without any of METRICS."""
     found: dict[str, dict[str, float]] = {}
     problems, others = [], set()
     for number, row in read_table(path, ("video", "metric", "value")):
@@ -46,13 +46,14 @@ def read_metrics(path: Path, known: set[str]) -> dict[str, dict[str, float]]:
             others.add(row["metric"])
             continue
         value, video = _number(row["value"]), row["video"]
-        wrong = [f"video {video} is not annotated"] if video not in known else []
-        wrong += [f"value {row['value']!r}"] if value is None else []
+        wrong = [f"value {row['value']!r}"] if value is None else []
         wrong += [f"{video} has {name} twice"] if video in found.get(name, {}) else []
         problems += [f"line {number}: {one}" for one in wrong]
         found.setdefault(name, {})[video] = value or 0.0
     if not found:
         problems.append(f"metrics {some(sorted(others)) or 'none'}")
+    elif known.isdisjoint(videos := {video for values in found.values() for video in values}):
+        problems.append(f"no video of it is annotated: {some(sorted(videos))}")
     if problems:
         raise bad_table(path, problems, f"annotated videos, {', '.join(METRICS)}, and a number for each once")
     return found
