@@ -49,7 +49,9 @@ class PairSettings:
     critic: str | None = setting(None, "hash, or its beginning, of the critic whose scores count")
     views: str | None = setting(None, "hash, or its beginning, of what the critic was shown")
     folders: Path | None = setting(None, "instead: a folder with chosen/ and rejected/")
-    margin: float = setting(1.0, "least z of the chosen over the rejected; of full pairs in all three dimensions")
+    margin: float = setting(
+        1.0, "least z of the chosen over the rejected; of full pairs in all three dimensions", least=0.0
+    )
     count_mn: int | None = setting(None, "instead of the margin: so many pairs of motion naturalness", least=1)
     count_ls: int | None = setting(None, "so many of lip sync", least=1)
     count_vq: int | None = setting(None, "so many of visual quality", least=1)
