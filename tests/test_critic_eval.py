@@ -78,3 +78,16 @@ def test_metrics_of_more_videos_than_people_saw(files, capsys):
     assert told(files)["metrics"]["SD"]["mn"]["in_sample"]["n"] == 4
     assert told(files)["missing"]["not_annotated"]["SD"] == {"n": 2, "first": ["c0", "c1"]}
     assert "- 2 videos with a number of SD that nobody labelled: c0, c1" in (files / "out" / "report.md").read_text()
+
+
+def test_a_folder_of_several_critics(files, capsys):
+    """Ours (aa11) is right on three of four, the base (bb22) says Yes to all and is right on two."""
+    rows = [{"video": video, "z_mn": z, "critic": "aa11", "views": "v"} for video, z in Z.items()]
+    write_scores(files, rows + [row | {"critic": "bb22", "z_mn": 1.0} for row in rows])
+    base = ["--base-scores", f"{files}/scores.jsonl"]
+    assert evaluate(files, *base) == 2 and "choose by --critic HASH (and --views HASH)" in capsys.readouterr().err
+    assert evaluate(files, *base, "--critic", "aa") == 2
+    assert "choose by --base-critic HASH (and --base-views HASH)" in capsys.readouterr().err
+    assert evaluate(files, *base, "--critic", "aa", "--views", "v", "--base-critic", "bb", "--base-views", "v") == 0
+    accuracies = {name: of["mn"]["fixed"]["accuracy"] for name, of in told(files)["judges"].items()}
+    assert accuracies == {"ours": 0.75, "base": 0.5}

@@ -14,7 +14,7 @@ from fantasy_core.pair_rules import DIMENSIONS
 from train.annotations import Annotation, Vote
 from train.critic_report import evaluate, make_report, markdown, write
 from train.run import write_rows
-from train.score_files import METRICS, read_metrics, read_scores
+from train.score_files import METRICS, Source, read_metrics, read_scores
 
 
 def labelled(video: str, label: int | None, dimension: str = "mn", **more) -> Annotation:
@@ -159,8 +159,8 @@ def files(tmp_path) -> Path:
 
 def test_files_become_a_report(files):
     """Ours is the truth: 24 of 24 (6 test inputs of 4). Single metrics are it too, each in its own column."""
-    given = [files / name for name in ("annotations.jsonl", "scores", "base.jsonl", "metrics.csv")]
-    report = evaluate(*given)
+    ours, base = Source(files / "scores"), Source(files / "base.jsonl")
+    report = evaluate(files / "annotations.jsonl", ours, base, files / "metrics.csv")
     write(report, files / "out")
     assert list(report["metrics"]) == ["SD", "Sync-C", "IQA", "AES"], "in the order of Table 2"
     text = (files / "out" / "report.md").read_text()
@@ -177,7 +177,7 @@ def test_files_become_a_report(files):
 
 
 def test_without_base_and_metrics(files):
-    report = evaluate(files / "annotations.jsonl", files / "scores", None, None)
+    report = evaluate(files / "annotations.jsonl", Source(files / "scores"), None, None)
     write(report, files / "out")
     assert report["against_base"] is None and "Ours against the base" not in (files / "out" / "report.md").read_text()
 
@@ -187,7 +187,7 @@ def test_a_metric_that_is_all_equal_is_still_json(files):
     rows = [labelled("0-0", 1), labelled("0-1", 1, input="1")]
     write_rows(files / "annotations.jsonl", rows)
     (files / "metrics.csv").write_text("video,metric,value\n0-0,SD,1\n0-1,SD,1\n")
-    report = evaluate(files / "annotations.jsonl", files / "scores", None, files / "metrics.csv")
+    report = evaluate(files / "annotations.jsonl", Source(files / "scores"), None, files / "metrics.csv")
     write(report, files / "out")
     kept = json.loads((files / "out" / "report.json").read_text(), parse_constant=pytest.fail)
     assert kept["metrics"]["SD"]["mn"]["in_sample"]["accuracy"] == 1.0
@@ -234,7 +234,7 @@ WRONG_SCORES = {
 def test_scores_that_cannot_be_compared(tmp_path, case):
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in WRONG_SCORES[case]))
     with pytest.raises(UserError, match=case):
-        read_scores(tmp_path / "s.jsonl")
+        read_scores(Source(tmp_path / "s.jsonl"))
 
 
 def test_a_failed_video_has_no_score(tmp_path):
@@ -242,4 +242,4 @@ def test_a_failed_video_has_no_score(tmp_path):
     rows = [{"video": "v", "z_mn": None, "failed": "?", "critic": "c"}, {"video": "v", "z_mn": 1, "critic": "c"}]
     rows.append({"video": "w", "z_mn": None, "failed": "?", "critic": "c"})
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_scores(tmp_path / "s.jsonl") == {"mn": {"v": 1}, "ls": {}, "vq": {}}
+    assert read_scores(Source(tmp_path / "s.jsonl")) == {"mn": {"v": 1}, "ls": {}, "vq": {}}

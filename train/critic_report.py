@@ -34,7 +34,7 @@ from fantasy_core.pair_rules import DIMENSIONS
 from train.annotations import Annotation, read_annotations
 from train.critic_report_text import markdown
 from train.run import made_from, write_json
-from train.score_files import METRICS, Scores, Values, read_metrics, read_scores
+from train.score_files import METRICS, Scores, Source, Values, read_metrics, read_scores
 from train.tables import part_files
 
 WAYS = ("fixed", "calibrated")
@@ -212,10 +212,10 @@ def _counted(videos: Collection[str]) -> dict[str, Any]:
     return {"n": len(videos), "first": sorted(videos)[:5]}
 
 
-def evaluate(annotations: Path, scores: Path, base: Path | None, metrics: Path | None) -> dict[str, Any]:
+def evaluate(annotations: Path, scores: Source, base: Source | None, metrics: Path | None) -> dict[str, Any]:
     """The report of these files. Raises UserError, also where there is nothing to compare the critic with."""
-    files = {"annotations": annotations} | {part.name: part for part in part_files([scores])}
-    files |= {f"base {part.name}": part for part in part_files([base])} if base else {}
+    files = {"annotations": annotations} | {part.name: part for part in part_files([scores.path])}
+    files |= {f"base {part.name}": part for part in part_files([base.path])} if base else {}
     files |= {"metrics": metrics} if metrics else {}
     origin, rows = made_from(files), read_annotations(annotations)
     known = {row.video for row in rows}
@@ -226,7 +226,7 @@ def evaluate(annotations: Path, scores: Path, base: Path | None, metrics: Path |
         read_scores(base, labelled) if base else None,
         read_metrics(metrics, known) if metrics else None,
     )
-    _check_judged(found, scores)
+    _check_judged(found, scores.path)
     return {"made_from": origin} | found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from fantasy_core.errors import some
@@ -18,16 +19,27 @@ Values = Mapping[str, float]  # video -> number
 Scores = Mapping[str, Values]  # dimension -> video -> z
 
 
-def read_scores(path: Path, files: Mapping[str, str] | None = None) -> Scores:
-    """z by dimension and video, from a file or a folder of train.score. files: video -> sha256, where it is known;
-    scores of other files are left out. Raises UserError for a z that is no finite number, for rows of several critics
-    or views, and for a video that has two scores."""
+@dataclass(frozen=True)
+class Source:
+    """Scores: a file, or a folder of train.score; of which critic and views (hashes or how they begin), where they are
+    of several; and what the flags that choose them begin with."""
+
+    path: Path
+    critic: str | None = None
+    views: str | None = None
+    flags: str = ""
+
+
+def read_scores(source: Source, files: Mapping[str, str] | None = None) -> Scores:
+    """z by dimension and video. files: video -> sha256, where it is known; scores of other files are left out. Raises
+    UserError for a z that is no finite number, for rows of several critics or views, and for a video that has two
+    scores."""
     import pyarrow as pa
 
     kinds = pa.schema([("video", pa.string()), ("sha256", pa.string())])
     rows = [{"video": video, "sha256": told} for video, told in (files or {}).items()]
-    known = pa.Table.from_pylist(rows, kinds)
-    table = scored.read_scores(part_files([path]), {"critic": None, "views": None}, {}, known).to_pydict()
+    known, chosen = pa.Table.from_pylist(rows, kinds), {"critic": source.critic, "views": source.views}
+    table = scored.read_scores(part_files([source.path]), chosen, {}, known, source.flags).to_pydict()
     return {
         d: {video: z for video, z in zip(table["video"], table[f"z_{d}"], strict=True) if z is not None}
         for d in DIMENSIONS
