@@ -22,6 +22,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fantasy_core.errors import UserError, some
 from fantasy_core.pair_report import style_warning, yields
 from fantasy_core.pair_rules import (
@@ -120,10 +122,12 @@ def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dic
 
 
 def warnings_of(report: dict[str, dict], scored: Scored, settings: PairSettings) -> list[str]:
-    """What to look at before training; that real clips win against what was made from them is no surprise."""
+    """What to look at before training: no pairs, and one source that wins nearly all, but that real clips win against
+    what was made from them is no surprise."""
     looked_at = [*DIMENSIONS, *(["full"] if settings.full in ("mined", "mean") else [])]
     found = [style_warning(report[dimension], dimension, scored.candidates.sources) for dimension in looked_at]
-    return [warning for warning in found if warning]
+    empty = [f"{dimension}: no pairs" for dimension, told in report.items() if not told["pairs"]]
+    return [*empty, *(warning for warning in found if warning)]
 
 
 def columns(pairs: Pairs, dimension: str, scored: Scored) -> dict:
@@ -185,6 +189,7 @@ def from_scores(settings: PairSettings, videos: Path, dry_run: bool) -> None:
     warnings = warnings_of(report, scored, settings)
     real = {name.removeprefix("real_"): fact for name, fact in facts.items() if name.startswith("real_")}
     show(report | {"real": real, "read": scored.facts}, warnings)
+    check_any(pairs, scored)
     if dry_run:
         return
     names = ["scores"] if len(parts) == 1 else [f"scores {part}" for part in parts]
@@ -193,6 +198,19 @@ def from_scores(settings: PairSettings, videos: Path, dry_run: bool) -> None:
         file = settings.out / f"pairs_{dimension}.{settings.format}"
         write_columns(file, columns(found, dimension, scored), {"made_from": json.dumps(origin)})
     write_report(settings, origin, facts | {"read": scored.facts}, report, warnings)
+
+
+def check_any(pairs: dict[str, Pairs], scored: Scored) -> None:
+    """Raises UserError where there is no pair of any kind."""
+    if any(len(found) for found in pairs.values()):
+        return
+    inputs, counts = np.unique(scored.candidates.input, return_counts=True)
+    raise UserError(
+        "no two of these videos make a pair",
+        got=f"{len(scored.videos)} scored videos of {len(inputs)} inputs, {int((counts > 1).sum())} with several",
+        expected="inputs with several videos that the critic tells apart",
+        do="score more videos of each input, lower --margin, or take pairs of one sign by --signs false",
+    )
 
 
 def show(report: dict[str, dict], warnings: list[str]) -> None:
