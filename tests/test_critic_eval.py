@@ -10,6 +10,7 @@ import pytest
 from train import critic_eval as stage
 from train.annotations import Annotation, Vote
 from train.run import write_rows
+from train.score_files import read_metrics
 
 LABELS = {"a0": 1, "a1": 0, "b0": 1, "b1": 0}  # motion of two inputs, a and b
 Z = {"a0": 2.0, "a1": -1.0, "b0": -1.0, "b1": -3.0}  # right on all but b0
@@ -91,3 +92,34 @@ def test_a_folder_of_several_critics(files, capsys):
     assert evaluate(files, *base, "--critic", "aa", "--views", "v", "--base-critic", "bb", "--base-views", "v") == 0
     accuracies = {name: of["mn"]["fixed"]["accuracy"] for name, of in told(files)["judges"].items()}
     assert accuracies == {"ours": 0.75, "base": 0.5}
+
+
+METHODS = """video,method,metric,value,sha256
+0,real,sd,4,sha of a0
+0,ours,sd,1,sha of a1
+0,ours,bd,9,sha of a1
+1,real,sd,4,sha of b0
+1,ours,sd,1,sha of b1
+1,other,sd,7,sha of b2
+a0,other,sd,7,sha of another file
+"""
+
+
+def test_metrics_of_several_methods_are_known_by_content(files):
+    """The stems 0 and 1 are those of all methods' files; the hashes tell whose they are. A file that is named like a0
+    and is another, and one that nobody labelled, do not count. Where an annotation has no hash, the name is the id."""
+    (files / "metrics.csv").write_text(METHODS)
+    assert evaluate(files, "--metrics", f"{files}/metrics.csv") == 0
+    sd = told(files)["metrics"]["SD"]["mn"]["in_sample"]
+    assert (sd["right"], sd["n"]) == (4, 4)
+    assert told(files)["missing"]["not_annotated"]["SD"] == {"n": 2, "first": ["1 of other", "a0 of other"]}
+    assert read_metrics(files / "metrics.csv", {"a0": "", "c": "sha of b2"}) ["SD"] == {
+        "a0": 7.0, "c": 7.0, "0 of real": 4.0, "0 of ours": 1.0, "1 of real": 4.0, "1 of ours": 1.0,
+    }  # fmt: skip
+
+
+def test_two_videos_of_one_content_have_its_numbers(files):
+    (files / "metrics.csv").write_text(METHODS)
+    assert {"x": 4.0, "y": 4.0}.items() <= read_metrics(files / "metrics.csv", dict.fromkeys("xy", "sha of a0"))[
+        "SD"
+    ].items()

@@ -26,7 +26,9 @@ class EvalSettings:
     scores: Path = setting(help="scores by the critic: a file, or train.score's folder")
     out: Path = setting(help="folder for the report")
     base_scores: Path | None = setting(None, "scores by its base, to compare with")
-    metrics: Path | None = setting(None, "CSV of video,metric,value")
+    metrics: Path | None = setting(
+        None, "CSV of video,metric,value and, if it tells, sha256: train.evaluate's metrics.csv"
+    )
     critic: str | None = setting(None, "hash, or its beginning, of the critic, where --scores are of several")
     views: str | None = setting(None, "hash, or its beginning, of what it was shown")
     base_critic: str | None = setting(None, "hash, or its beginning, of the base, where --base-scores are of several")

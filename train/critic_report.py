@@ -218,13 +218,12 @@ def evaluate(annotations: Path, scores: Source, base: Source | None, metrics: Pa
     files |= {f"base {part.name}": part for part in part_files([base.path])} if base else {}
     files |= {"metrics": metrics} if metrics else {}
     origin, rows = made_from(files), read_annotations(annotations)
-    known = {row.video for row in rows}
     labelled = {row.video: row.sha256 for row in rows}
     found = make_report(
         rows,
         read_scores(scores, labelled),
         read_scores(base, labelled) if base else None,
-        read_metrics(metrics, known) if metrics else None,
+        read_metrics(metrics, labelled) if metrics else None,
     )
     _check_judged(found, scores.path)
     return {"made_from": origin} | found

@@ -46,29 +46,46 @@ def read_scores(source: Source, files: Mapping[str, str] | None = None) -> Score
     }
 
 
-def read_metrics(path: Path, known: set[str]) -> dict[str, dict[str, float]]:
+def read_metrics(path: Path, known: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """Values by metric and video from a CSV `video,metric,value`, as train.evaluate writes it (metrics.csv) or by hand;
-    metrics that are not among METRICS are left out. Raises UserError for a file without a video that is `known`, for
-    what is no finite number, for a value that is there twice, and for a file without any of METRICS."""
+    metrics that are not among METRICS are left out. known: annotated video -> sha256. Where both tell the hash, rows
+    are of the videos of that content, whatever their name; else `video` is the id. Raises UserError for a file without
+    a video that is `known`, for what is no finite number, for two values of one video, and for a file without any of
+    METRICS."""
     found: dict[str, dict[str, float]] = {}
+    contents: dict[str, list[str]] = {}
+    for video, content in known.items():
+        contents.setdefault(content or f"unknown {video}", []).append(video)
     problems, others = [], set()
     for number, row in read_table(path, ("video", "metric", "value")):
         name = NAMES.get(row["metric"].lower().replace("-", "_"))
         if name is None:
             others.add(row["metric"])
             continue
-        value, video = _number(row["value"]), row["video"]
+        value, values = _number(row["value"]), found.setdefault(name, {})
+        videos = _videos_of(row, known, contents)
         wrong = [f"value {row['value']!r}"] if value is None else []
-        wrong += [f"{video} has {name} twice"] if video in found.get(name, {}) else []
+        wrong += [f"{video} has {name} twice" for video in videos if values.get(video, value) != value]
         problems += [f"line {number}: {one}" for one in wrong]
-        found.setdefault(name, {})[video] = value or 0.0
+        values |= dict.fromkeys(videos, value or 0.0)
     if not found:
         problems.append(f"metrics {some(sorted(others)) or 'none'}")
-    elif known.isdisjoint(videos := {video for values in found.values() for video in values}):
+    elif known.keys().isdisjoint(videos := {video for values in found.values() for video in values}):
         problems.append(f"no video of it is annotated: {some(sorted(videos))}")
     if problems:
-        raise bad_table(path, problems, f"annotated videos, {', '.join(METRICS)}, and a number for each once")
+        raise bad_table(path, problems, f"annotated videos, {', '.join(METRICS)}, and one number of each")
     return found
+
+
+def _videos_of(row: Mapping[str, str], known: Mapping[str, str], contents: Mapping[str, list[str]]) -> list[str]:
+    """The annotated videos that a row is of, or a name for one that is not annotated: two methods' files may share
+    theirs."""
+    video, content = row["video"], row.get("sha256", "")
+    if content in contents:
+        return contents[content]
+    if video in known and not (content and known[video]):
+        return [video]
+    return [f"{video} of {row['method']}" if row.get("method") else video]
 
 
 def _number(text: str) -> float | None:
