@@ -100,14 +100,15 @@ def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], d
             pairs[dimension] = pairs_by_count(found, dimension, count, rules)
             margins[dimension] = float(pairs[dimension].margin[-1])
     real, refused, compared = pairs_with_real(found, rules if settings.check_real else None)
-    made = found.generated()
-    mined = pairs_by_dominance(made, rules)
-    full = {"real": lambda: real, "mined": lambda: mined, "both": lambda: joined([real, mined])}
-    pairs["full"] = (full | {"mean": lambda: pairs_by_mean(made, rules)})[settings.full]()
+    made, kinds = found.generated(), ("real", "mined") if settings.full == "both" else (settings.full,)
+    full = {"real": lambda: real, "mined": lambda: pairs_by_dominance(made, rules)}
+    full["mean"] = lambda: pairs_by_mean(made, rules)
+    parts = {kind: full[kind]() for kind in kinds}
+    pairs["full"] = joined(list(parts.values()))
     number = sum(refused.values())
     facts = {"margins": margins, "real_compared": compared, "real_kept": len(real), "real_refused": number}
     facts |= {"real_refused_share": number / max(compared, 1), "real_refused_by": refused}
-    return pairs, facts | {"mined": len(mined)}
+    return pairs, facts | ({"mined": len(parts["mined"])} if "mined" in parts else {})
 
 
 def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dict[str, dict]:
