@@ -101,6 +101,11 @@ class Rules:
     signs: bool = True
     cap: int = 0
 
+    @property
+    def least(self) -> float:
+        """The margin, above zero: of two equal videos neither is chosen."""
+        return max(self.margin, math.ulp(0.0))
+
     def sides(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which videos may be chosen and which rejected, each [n], by scores z [n]."""
         known = ~np.isnan(z)
@@ -118,7 +123,7 @@ def pairs_by_score(candidates: Candidates, dimension: str, rules: Rules) -> Pair
 def pairs_by_count(candidates: Candidates, dimension: str, count: int, rules: Rules) -> Pairs:
     """The `count` pairs of one dimension with the largest margins, or all that there are, whatever the margin of the
     rules (their cap and signs hold). The last one's margin is that which gives so many. Raises UserError for none."""
-    rules = dataclasses.replace(rules, margin=math.ulp(0.0))
+    rules = dataclasses.replace(rules, margin=0.0)
     found = _by_value(candidates, candidates.z[:, DIMENSIONS.index(dimension)], rules, count)
     if not len(found):
         inputs = len(np.unique(candidates.input))
@@ -140,7 +145,7 @@ def pairs_by_mean(candidates: Candidates, rules: Rules) -> Pairs:
 def pairs_by_dominance(candidates: Candidates, rules: Rules) -> Pairs:
     """`full` pairs mined from candidates: better by the margin in all three dimensions; the smallest margin counts."""
     z, known = candidates.z, ~np.isnan(candidates.z).any(1)
-    return select(candidates.input, known, known, lambda b, w: (z[b] - z[w]).min(1), rules.margin, rules.cap)
+    return select(candidates.input, known, known, lambda b, w: (z[b] - z[w]).min(1), rules.least, rules.cap)
 
 
 def pairs_with_real(candidates: Candidates, rules: Rules | None) -> tuple[Pairs, dict[str, int], int]:
@@ -152,8 +157,8 @@ def pairs_with_real(candidates: Candidates, rules: Rules | None) -> tuple[Pairs,
     if rules is None:
         every = select(group, real, ~real, lambda b, w: _smallest_known(z[b] - z[w]), -math.inf)
         return every, dict.fromkeys(REFUSALS, 0), compared
-    agreed = select(group, real, ~real, lambda b, w: (z[b] - z[w]).min(1), rules.margin, rules.cap)
-    return agreed, _refusals(candidates, rules.margin), compared
+    agreed = select(group, real, ~real, lambda b, w: (z[b] - z[w]).min(1), rules.least, rules.cap)
+    return agreed, _refusals(candidates, rules.least), compared
 
 
 def _refusals(candidates: Candidates, margin: float) -> dict[str, int]:
@@ -162,7 +167,7 @@ def _refusals(candidates: Candidates, margin: float) -> dict[str, int]:
     z, counts = candidates.z, np.zeros(len(REFUSALS), int)
     for b, w, _ in comparisons(candidates.input, candidates.real, ~candidates.real):
         least = (z[b] - z[w]).min(1)  # NaN where a score is missing
-        reasons = np.isnan(least), (least <= 0) & (least < margin), (least > 0) & (least < margin)
+        reasons = np.isnan(least), least <= 0, (least > 0) & (least < margin)
         counts += [int(reason.sum()) for reason in reasons]
     return dict(zip(REFUSALS, counts.tolist(), strict=True))
 
@@ -179,7 +184,7 @@ def _smallest_known(differences: np.ndarray) -> np.ndarray:
 
 def _by_value(candidates: Candidates, value: np.ndarray, rules: Rules, count: int | None = None) -> Pairs:
     better, worse = rules.sides(value)
-    return select(candidates.input, better, worse, lambda b, w: value[b] - value[w], rules.margin, rules.cap, count)
+    return select(candidates.input, better, worse, lambda b, w: value[b] - value[w], rules.least, rules.cap, count)
 
 
 # ---- comparing ----

@@ -287,3 +287,12 @@ def test_splits_do_not_move_when_videos_are_added(videos, tmp_path):
     after = splits()
     assert {name: after[name] for name in before} == before and set(after.values()) == {"train", "test"}
     assert all(after[f"v{n}"] == after[f"v{n + 1}"] == after[f"v{n + 2}"] for n in range(3, 30, 3))
+
+
+@pytest.mark.parametrize(("share", "told"), [("0", "1 train"), ("1", "1 test")])
+def test_a_share_without_an_input_for_tests_is_told(videos, tmp_path, capsys, share, told):
+    (tmp_path / "labels.csv").write_text("video,dimension,a1,a2,a3,arbiter\nv0,mn,1,1,1,\n")
+    more = ("--labels", str(tmp_path / "labels.csv"), "--test-share", share)
+    assert annotate.main(command("adjudicate", videos, *more)) == 0
+    out = capsys.readouterr().out
+    assert f"inputs: {told}\n" in out and ("warning: no input is for tests" in out) == (share == "0")

@@ -180,6 +180,19 @@ def test_a_killed_run_goes_on(task, tmp_path):
     assert names == {Path(row["path"]).name for row in rows}
 
 
+def test_no_clip_at_all_is_an_error_that_tells_why(material, task, tmp_path, capsys):
+    """mute.mp4 has no sound, and the broken half of it cannot be read. What was dropped stands in the report."""
+    (tmp_path / "raw").mkdir()
+    for name in ("mute.mp4", "broken.mp4"):
+        shutil.copy(material / name, tmp_path / "raw")
+    assert stage.main(command(tmp_path / "raw", tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert "no clip was kept" in error and "1 by sound" in error and "report.json" in error
+    assert not rows_of(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["dropped"]["sound"]["spans"] == 1 and report["files"]["failed"] == 1
+
+
 WRONG = {
     "no footage": (["--footage", "none"], "no footage"),
     "both kinds": (["--table", "t.csv"], "no footage"),

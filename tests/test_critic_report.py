@@ -14,7 +14,7 @@ from fantasy_core.pair_rules import DIMENSIONS
 from train.annotations import Annotation, Vote
 from train.critic_report import evaluate, make_report, markdown, write
 from train.run import write_rows
-from train.score_files import METRICS, read_metrics, read_scores
+from train.score_files import METRICS, Source, read_metrics, read_scores
 
 
 def labelled(video: str, label: int | None, dimension: str = "mn", **more) -> Annotation:
@@ -78,9 +78,12 @@ def test_sources_and_what_is_missing():
 def test_a_metric_is_judged_twice():
     """The metric is right by opposite directions on the two inputs. In sample: a0 5, b1 5, a1 1, b0 1, a2 5: Yes at 5
     has a0, a2, a1 right, 3 of 5, as many as Yes to all, which is the lower cut and no number. Trained on b alone (b0 1
-    Yes, b1 5 No) it says Yes below 3: wrong on all of a; trained on a, wrong on all of b."""
-    metrics = {"SD": {"a0": 5.0, "a1": 1.0, "a2": 5.0, "b0": 1.0, "b1": 5.0}}
-    told = make_report(LABELS, OURS, metrics=metrics)["metrics"]["SD"]["mn"]
+    Yes, b1 5 No) it says Yes below 3: wrong on all of a; trained on a, wrong on all of b. Nobody
+    labelled c0."""
+    metrics = {"SD": {"a0": 5.0, "a1": 1.0, "a2": 5.0, "b0": 1.0, "b1": 5.0, "c0": 1.0}}
+    report = make_report(LABELS, OURS, metrics=metrics)
+    assert report["missing"]["not_annotated"]["SD"] == {"n": 1, "first": ["c0"]}
+    told = report["metrics"]["SD"]["mn"]
     assert (told["in_sample"]["right"], told["out_of_fold"]["right"], told["out_of_fold"]["n"]) == (3, 0, 5)
     assert (told["threshold"], told["yes_above"]) == (None, True)
 
@@ -156,8 +159,8 @@ def files(tmp_path) -> Path:
 
 def test_files_become_a_report(files):
     """Ours is the truth: 24 of 24 (6 test inputs of 4). Single metrics are it too, each in its own column."""
-    given = [files / name for name in ("annotations.jsonl", "scores", "base.jsonl", "metrics.csv")]
-    report = evaluate(*given)
+    ours, base = Source(files / "scores"), Source(files / "base.jsonl")
+    report = evaluate(files / "annotations.jsonl", ours, base, files / "metrics.csv")
     write(report, files / "out")
     assert list(report["metrics"]) == ["SD", "Sync-C", "IQA", "AES"], "in the order of Table 2"
     text = (files / "out" / "report.md").read_text()
@@ -173,24 +176,18 @@ def test_files_become_a_report(files):
     assert report["against_base"]["mn"]["fixed"]["p"] == 1.0 and report["against_base"]["ls"]["fixed"]["only_base"] == 0
 
 
-def test_without_base_and_metrics_and_with_no_test_at_all(files):
-    report = evaluate(files / "annotations.jsonl", files / "scores", None, None)
+def test_without_base_and_metrics(files):
+    report = evaluate(files / "annotations.jsonl", Source(files / "scores"), None, None)
     write(report, files / "out")
     assert report["against_base"] is None and "Ours against the base" not in (files / "out" / "report.md").read_text()
-    rows = [labelled("a0", 1, split="train")]
-    write_rows(files / "annotations.jsonl", rows)
-    report = evaluate(files / "annotations.jsonl", files / "scores", None, None)
-    write(report, files / "two")
-    assert report["judges"]["ours"]["mn"]["fixed"] is None
-    assert "| ours, fixed | - | - | - |" in (files / "two" / "report.md").read_text()
 
 
 def test_a_metric_that_is_all_equal_is_still_json(files):
     """One answer for all: the threshold is at no number."""
-    rows = [labelled("a0", 1), labelled("b0", 1)]
+    rows = [labelled("0-0", 1), labelled("0-1", 1, input="1")]
     write_rows(files / "annotations.jsonl", rows)
-    (files / "metrics.csv").write_text("video,metric,value\na0,SD,1\nb0,SD,1\n")
-    report = evaluate(files / "annotations.jsonl", files / "scores", None, files / "metrics.csv")
+    (files / "metrics.csv").write_text("video,metric,value\n0-0,SD,1\n0-1,SD,1\n")
+    report = evaluate(files / "annotations.jsonl", Source(files / "scores"), None, files / "metrics.csv")
     write(report, files / "out")
     kept = json.loads((files / "out" / "report.json").read_text(), parse_constant=pytest.fail)
     assert kept["metrics"]["SD"]["mn"]["in_sample"]["accuracy"] == 1.0
@@ -198,11 +195,11 @@ def test_a_metric_that_is_all_equal_is_still_json(files):
 
 
 WRONG_METRICS = {
-    "line 2: video nobody is not annotated": "nobody,SD,1\n",
+    "no video of it is annotated: nobody": "nobody,SD,1\n",
     "metrics FID, bd": "0-0,FID,1\n0-0,bd,1\n",
     "line 2: value 'good'": "0-0,SD,good\n",
     "line 2: value 'nan'": "0-0,SD,nan\n",
-    "line 3: 0-0 has SD twice": "0-0,SD,1\n0-0,SD,1\n",
+    "line 3: 0-0 has SD twice": "0-0,SD,1\n0-0,SD,2\n",
     "video,metrik,value": None,
 }
 
@@ -212,14 +209,14 @@ def test_metrics_that_cannot_be_used(tmp_path, case):
     rows = WRONG_METRICS[case]
     (tmp_path / "m.csv").write_text("video,metrik,value\n" if rows is None else "video,metric,value\n" + rows)
     with pytest.raises(UserError, match=case):
-        read_metrics(tmp_path / "m.csv", {"0-0"})
+        read_metrics(tmp_path / "m.csv", {"0-0": ""})
 
 
 def test_metrics_of_an_evaluation_are_read(tmp_path):
     """train.evaluate's metrics.csv: other names, other columns, other metrics, which are left out."""
     rows = "0-0,ours,sync_c,2.5\n0-0,ours,bd,1\n0-0,ours,sd,13\n"
     (tmp_path / "m.csv").write_text("video,method,metric,value\n" + rows)
-    assert read_metrics(tmp_path / "m.csv", {"0-0"}) == {"Sync-C": {"0-0": 2.5}, "SD": {"0-0": 13.0}}
+    assert read_metrics(tmp_path / "m.csv", {"0-0": ""}) == {"Sync-C": {"0-0": 2.5}, "SD": {"0-0": 13.0}}
 
 
 WRONG_SCORES = {
@@ -237,7 +234,7 @@ WRONG_SCORES = {
 def test_scores_that_cannot_be_compared(tmp_path, case):
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in WRONG_SCORES[case]))
     with pytest.raises(UserError, match=case):
-        read_scores(tmp_path / "s.jsonl")
+        read_scores(Source(tmp_path / "s.jsonl"))
 
 
 def test_a_failed_video_has_no_score(tmp_path):
@@ -245,4 +242,4 @@ def test_a_failed_video_has_no_score(tmp_path):
     rows = [{"video": "v", "z_mn": None, "failed": "?", "critic": "c"}, {"video": "v", "z_mn": 1, "critic": "c"}]
     rows.append({"video": "w", "z_mn": None, "failed": "?", "critic": "c"})
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_scores(tmp_path / "s.jsonl") == {"mn": {"v": 1}, "ls": {}, "vq": {}}
+    assert read_scores(Source(tmp_path / "s.jsonl")) == {"mn": {"v": 1}, "ls": {}, "vq": {}}

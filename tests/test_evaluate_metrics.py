@@ -11,6 +11,7 @@ from talking import FPS, RATE, openings, portrait, speaking, voice, write_footag
 
 from fantasy_core.errors import UserError
 from fantasy_core.lips import landmarker
+from fantasy_core.manifest import sha256
 from train.evaluate import main
 from train.evaluate_registry import METRICS, columns_of, wanted
 
@@ -73,4 +74,6 @@ def test_short_clips_are_judged_together(folder, tmp_path):
     assert row["hands"]["mean"] is None and "no weights" in row["hands"]["reason"]
     assert told["metrics"]["dynamics"]["settings"]["mask"] == "face-box"
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "video,method,metric,value" and sum(",sd," in line for line in lines) == 2
+    assert lines[0] == "video,method,metric,value,sha256" and sum(",sd," in line for line in lines) == 2
+    hashes = {sha256(path) for path in folder.glob("*.mp4")}
+    assert {line.rpartition(",")[2] for line in lines[1:]} == hashes and len(hashes) == 2

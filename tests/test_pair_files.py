@@ -236,14 +236,28 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys, case):
 
 
 def test_one_source_that_wins_everything_is_warned_of(tmp_path, capsys):
-    """In ls v0 (y) and v1 (x) win, half each; in vq nobody; in mn of three sources z wins alone."""
+    """In ls v0 (y) and v1 (x) win, half each; in vq nobody; in mn of three sources z wins alone. No clip is real."""
     videos = [row | {"source": {"v1": "z", "v2": "z"}.get(row["video"], row["source"])} for row in VIDEOS]
     file(tmp_path, lines(*videos), "v.jsonl")
     scores = file(tmp_path, lines(*SCORES), "s.jsonl")
     command = ["--videos", str(tmp_path / "v.jsonl"), "--scores", str(scores), "--out", str(tmp_path / "pairs")]
     assert stage.main(command) == 0
     assert "warning: mn: 100% of the chosen videos are of z" in capsys.readouterr().out
-    assert [warning.partition(":")[0] for warning in told(tmp_path)["warnings"]] == ["mn"]
+    assert [warning.split(" ")[:2] for warning in told(tmp_path)["warnings"]] == [
+        ["vq:", "no"],
+        ["full:", "no"],
+        ["mn:", "100%"],
+    ]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_no_pair_at_all_is_an_error(tmp_path, capsys, more):
+    """Of i three videos, of j two: the margins are 1 and 2, less than 2.5."""
+    scores = file(tmp_path, lines(*SCORES), "scores.jsonl")
+    assert run(tmp_path, [scores], "--margin", "2.5", *more) == 2
+    error = capsys.readouterr().err
+    assert "5 scored videos of 2 inputs, 2 with several" in error and "--margin" in error
+    assert not (tmp_path / "pairs").exists()
 
 
 @settings(max_examples=15, deadline=None)

@@ -77,11 +77,12 @@ def by_score(found: list[One], dimension: str, rules: Rules) -> list[tuple[str, 
 
 
 def allowed(rules: Rules, better: float, worse: float) -> bool:
-    return better - worse >= rules.margin and (not rules.signs or better >= 0 > worse)
+    return better > worse and better - worse >= rules.margin and (not rules.signs or better >= 0 > worse)
 
 
 def dominates(rules: Rules, better: One, worse: One) -> bool:
-    return all(d in better.z and d in worse.z and better.z[d] - worse.z[d] >= rules.margin for d in DIMENSIONS)
+    unsigned = replace(rules, signs=False)
+    return all(d in better.z and d in worse.z and allowed(unsigned, better.z[d], worse.z[d]) for d in DIMENSIONS)
 
 
 def defined(found: list[One], agree, margin, cap: int) -> list[tuple[str, str, float]]:
@@ -234,6 +235,16 @@ def test_pairs_of_one_dimension_by_hand():
 def test_only_videos_of_one_input_are_compared():
     other = [candidate("w0", -5.0, input="b"), candidate("w1", 5.0, input="b")]
     assert by_score([*THREE, *other], "mn", Rules(1.0)) == [("w1", "w0"), ("v2", "v0"), ("v1", "v0")]
+
+
+def test_of_two_equal_videos_neither_is_chosen():
+    """Equal in mn, ls, vq: no pair of any kind, however small the margin; 0.5 apart in ls: one, not both ways."""
+    world = World([candidate("a", 1.0, 1.0, 1.0), candidate("b", 1.0, 1.5, 1.0)])
+    for margin in (0.0, -5.0):
+        rules = Rules(margin, signs=False)
+        assert [world.named(pairs_by_score(world.columns, d, rules)) for d in DIMENSIONS] == [[], [("b", "a")], []]
+        assert world.named(pairs_by_mean(world.columns, rules)) == [("b", "a")]
+        assert not len(pairs_by_dominance(world.columns, rules))
 
 
 def test_a_video_takes_part_as_often_as_the_cap_allows():

@@ -107,6 +107,7 @@ WRONG = {
     "a half count": ("count_mn = 1.5\n", [], "count_mn"),
     "no TOML": ("margin =\n", [], "cannot be read"),
     "a flag that is no number": ("", ["--margin", "x"], "margin"),
+    "a margin below zero": ("", ["--margin", "-5"], "0 or more"),
     "no such choice": ("", ["--full", "none of it"], "real, mined, both"),
     "nothing to pair": ("", ["--videos", ""], "nothing to pair"),
 }

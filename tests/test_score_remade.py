@@ -14,7 +14,7 @@ from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
 from train import score as stage
 from train.journal import read_parts
-from train.score_files import read_scores
+from train.score_files import Source, read_scores
 from train.score_rows import latest
 from train.scored import read_scored
 from train.tables import part_files
@@ -61,7 +61,7 @@ def test_a_remade_video_is_scored_again_and_the_new_score_counts(world, mine, ca
     assert len(rows) == 3 and rows[2]["video"] == "a" and rows[2]["replaces"] == 1
     assert "scored again: a" in capsys.readouterr().out
     assert z_of(mine) == {"a": rows[2]["z_mn"], "b": rows[1]["z_mn"]} and rows[2]["z_mn"] != rows[0]["z_mn"]
-    assert read_scores(mine / "scores")["mn"] == z_of(mine)
+    assert read_scores(Source(mine / "scores"))["mn"] == z_of(mine)
     assert score(world, mine) == rows
     rows = remake("v0")
     assert len(rows) == 4 and rows[3]["replaces"] == 2 and rows[3]["sha256"] == rows[0]["sha256"]
@@ -110,8 +110,8 @@ def test_pairs_take_no_score_of_another_file(mine):
     listed(mine, a="new", b="any")
     assert z_of(mine) == {"b": 2.0}
     assert read_scored(mine / "videos.jsonl", [part]).facts["of_other_files"] == 1
-    assert read_scores(mine / "scores", {"a": "new"})["mn"] == {"b": 2.0}
-    assert read_scores(mine / "scores", {"a": "old", "b": ""})["mn"] == {"a": 1.0, "b": 2.0}
+    assert read_scores(Source(mine / "scores"), {"a": "new"})["mn"] == {"b": 2.0}
+    assert read_scores(Source(mine / "scores"), {"a": "old", "b": ""})["mn"] == {"a": 1.0, "b": 2.0}
     part.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(UserError, match="no score of these files"):
         z_of(mine)

@@ -218,12 +218,16 @@ def run_adjudicate(settings: AdjudicateSettings, dry_run: bool) -> None:
     waiting = [(one.video, one.dimension) for one in todo if one.needs == "arbiter"]
     tasks = videos.tasks(settings, waiting)
     print_report(report, todo, votes.skipped)
+    inputs = inputs_by_split(rows)
+    print("inputs: " + (", ".join(f"{number} {name}" for name, number in sorted(inputs.items())) or "none"))
+    if "test" not in inputs:
+        print("warning: no input is for tests, so train.critic eval has nothing to judge by; see --test-share")
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
         return
     write_project(settings.out, "arbiter", tasks)
     write_rows(settings.out / "todo.jsonl", todo)
-    split = {"test_share": settings.test_share, "seed": settings.seed, "inputs": inputs_by_split(rows)}
+    split = {"test_share": settings.test_share, "seed": settings.seed, "inputs": inputs}
     needs = dict(Counter(one.needs for one in todo))
     told = {"made_from": origin, "split": split, "todo": needs, "skipped": votes.skipped, "agreement": report}
     write_json(settings.out / "report.json", told)

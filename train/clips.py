@@ -12,7 +12,7 @@ lose what a multiple of 16 leaves over, with them they are cut around the face a
 Writes clips/NAME.mp4 with sound, videos.jsonl (besides the usual columns: origin, start in seconds, offset in frames,
 > 0 where the picture is late, face in pixels, prompt) and report.json: what was dropped by which rule. All clips of a
 file are in one split. Finished files are in done.jsonl and are not done again, by content and settings: a killed run
-loses the files it was at.
+loses the files it was at. Where no clip is kept the command ends with code 2, after report.json is written.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ def run(settings: ClipSettings, dry_run: bool) -> None:
 
 
 def finish(settings: ClipSettings, outcomes: list[Outcome], absent: list[str]) -> None:
-    """Write videos.jsonl and report.json from all that is finished, in order of the clips' names."""
+    """Write videos.jsonl and report.json from all that is finished, in order of the clips' names. Raises UserError for
+    no clip at all, when all is written."""
     splits = {one.sha256: split_of(one.sha256, settings.test_share) for one in outcomes if one.sha256}
     rows = [ClipRow(**row, split=splits[one.sha256]) for one in outcomes for row in one.clips]
     rows.sort(key=lambda row: row.video)
@@ -208,6 +209,15 @@ def finish(settings: ClipSettings, outcomes: list[Outcome], absent: list[str]) -
     origin = made_from({key: path for key, path in files.items() if path is not None})
     write_json(settings.out / "report.json", {"settings": as_json(vars(settings)), "made_from": origin, **report})
     print_report(report)
+    if not rows:
+        read, why = report["files"]["read"], {rule: told["spans"] for rule, told in report["dropped"].items()}
+        spans = ", ".join(f"{count} by {rule}" for rule, count in why.items()) or "no scene"
+        raise UserError(
+            "no clip was kept",
+            got=f"{read} files read, dropped: {spans}" if read else f"no file read: {report['files']}",
+            expected="footage of one speaking person, with sound",
+            do=f"see {settings.out / 'report.json'} for what was dropped where, and give other footage or milder rules",
+        )
 
 
 def clean(out: Path) -> None:

@@ -28,12 +28,13 @@ from fantasy_core.critic.statistics import (
     sigmoid,
     wilson,
 )
+from fantasy_core.errors import UserError
 from fantasy_core.media.files import replacing
 from fantasy_core.pair_rules import DIMENSIONS
 from train.annotations import Annotation, read_annotations
 from train.critic_report_text import markdown
 from train.run import made_from, write_json
-from train.score_files import METRICS, Scores, Values, read_metrics, read_scores
+from train.score_files import METRICS, Scores, Source, Values, read_metrics, read_scores
 from train.tables import part_files
 
 WAYS = ("fixed", "calibrated")
@@ -91,7 +92,7 @@ def make_report(
         "judges": told,
         "against_base": {d: _against(asked["base"][d], asked["ours"][d]) for d in DIMENSIONS} if base else None,
         "by_source": {name: _by_source(of) for name, of in asked.items()},
-        "missing": _missing(annotations, test, asked, singles, judges),
+        "missing": _missing(annotations, test, asked, singles, judges, metrics or {}),
     }
 
 
@@ -191,6 +192,7 @@ def _missing(
     asked: Mapping[str, Mapping[str, Judge]],
     singles: Mapping[str, Judged],
     judges: Mapping[str, Scores],
+    metrics: Mapping[str, Values],
 ) -> dict[str, Any]:
     """What is not in the tables: test videos without a label or without a number, scored videos that nobody saw."""
     seen = {row.video for row in annotations}
@@ -198,6 +200,7 @@ def _missing(
     unscored = {name: {d: judge.found.unscored for d, judge in of.items()} for name, of in asked.items()}
     unscored |= {name: {METRICS[name]: found.unscored} for name, found in singles.items()}
     scored = {name: {video for z in scores.values() for video in z} for name, scores in judges.items()}
+    scored |= {name: set(metrics[name]) for name in singles}
     return {
         "unlabelled": {d: _counted(videos - {row.video for row in found}) for d, found in test.items()},
         "unscored": {name: {d: _counted(lost) for d, lost in of.items()} for name, of in unscored.items()},
@@ -209,21 +212,36 @@ def _counted(videos: Collection[str]) -> dict[str, Any]:
     return {"n": len(videos), "first": sorted(videos)[:5]}
 
 
-def evaluate(annotations: Path, scores: Path, base: Path | None, metrics: Path | None) -> dict[str, Any]:
-    """The report of these files. Raises UserError."""
-    files = {"annotations": annotations} | {part.name: part for part in part_files([scores])}
-    files |= {f"base {part.name}": part for part in part_files([base])} if base else {}
+def evaluate(annotations: Path, scores: Source, base: Source | None, metrics: Path | None) -> dict[str, Any]:
+    """The report of these files. Raises UserError, also where there is nothing to compare the critic with."""
+    files = {"annotations": annotations} | {part.name: part for part in part_files([scores.path])}
+    files |= {f"base {part.name}": part for part in part_files([base.path])} if base else {}
     files |= {"metrics": metrics} if metrics else {}
     origin, rows = made_from(files), read_annotations(annotations)
-    known = {row.video for row in rows}
     labelled = {row.video: row.sha256 for row in rows}
     found = make_report(
         rows,
         read_scores(scores, labelled),
         read_scores(base, labelled) if base else None,
-        read_metrics(metrics, known) if metrics else None,
+        read_metrics(metrics, labelled) if metrics else None,
     )
+    _check_judged(found, scores.path)
     return {"made_from": origin} | found
+
+
+def _check_judged(report: Mapping[str, Any], scores: Path) -> None:
+    """Raises UserError where no labelled test video has a score."""
+    labels = report["test"]["labels"]
+    if any(told["fixed"] for told in report["judges"]["ours"].values()):
+        return
+    told = ", ".join(f"{of['n']} labels in {d}" for d, of in labels.items())
+    some_labels = any(of["n"] for of in labels.values())
+    raise UserError(
+        "no labelled test video has a score",
+        got=f"{told} of split test, none of them of a video that {scores} has a score of" if some_labels else told,
+        expected="scores of labelled videos of split test",
+        do="score these videos" if some_labels else "label more inputs, or give train.annotate a larger --test-share",
+    )
 
 
 def write(report: dict[str, Any], out: Path) -> None:

@@ -24,7 +24,7 @@ Cell = Mapping[str, Any] | None
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All of a report that `make_report` made."""
-    sections = [_head(report["test"]), _accuracy(report), _measures(report["judges"])]
+    sections = [_head(report["test"]), accuracies(report), _measures(report["judges"])]
     if report["against_base"]:
         sections.append(_against(report["against_base"]))
     sections += [_by_source(name, told) for name, told in report["by_source"].items()]
@@ -52,7 +52,8 @@ def _head(test: Mapping[str, Any]) -> str:
     return HEAD.format(videos=test["videos"], inputs=test["inputs"], labels=", ".join(labels))
 
 
-def _accuracy(report: Mapping[str, Any]) -> str:
+def accuracies(report: Mapping[str, Any]) -> str:
+    """Table 2 alone."""
     rows = []
     for name, told in report["metrics"].items():
         for way, label in (("in_sample", "in sample"), ("out_of_fold", "out of fold")):
@@ -108,7 +109,9 @@ def _missing(told: Mapping[str, Any]) -> str:
     lines = [_line(f"test videos without a label in {d}", of) for d, of in told["unlabelled"].items()]
     for name, by_dimension in told["unscored"].items():
         lines += [_line(f"labelled test videos without {name} in {d}", of) for d, of in by_dimension.items()]
-    lines += [_line(f"videos scored by {name} that nobody labelled", of) for name, of in told["not_annotated"].items()]
+    lines += [
+        _line(f"videos with a number of {name} that nobody labelled", of) for name, of in told["not_annotated"].items()
+    ]
     found = [line for line in lines if line]
     return "## What is missing\n\n" + ("".join(found) or "Nothing.\n")
 

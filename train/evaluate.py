@@ -236,14 +236,15 @@ def write(result: dict[str, Any] | None, study: dict[str, Any] | None, settings:
 
 
 def write_values(result: dict[str, Any], path: Path) -> None:
-    """Every number of every video, a line each: what `train.critic eval --metrics` reads, and spreadsheets."""
+    """Every number of every video, a line each: what `train.critic eval --metrics` reads, and spreadsheets. `video` is
+    the stem, which files of several methods share; `sha256` tells which of them it is."""
     with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("video", "method", "metric", "value"))
+        rows.writerow(("video", "method", "metric", "value", "sha256"))
         for method, videos in result["videos"].items():
             for stem, told in videos.items():
-                numbers = told["values"].items()
-                rows.writerows((stem, method, column, repr(v)) for column, v in numbers if v is not None)
+                numbers, sha = told["values"].items(), told["sha256"]
+                rows.writerows((stem, method, column, repr(v), sha) for column, v in numbers if v is not None)
 
 
 def tell(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: EvaluateSettings) -> None:

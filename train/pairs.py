@@ -22,6 +22,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fantasy_core.errors import UserError, some
 from fantasy_core.pair_report import style_warning, yields
 from fantasy_core.pair_rules import (
@@ -49,7 +51,9 @@ class PairSettings:
     critic: str | None = setting(None, "hash, or its beginning, of the critic whose scores count")
     views: str | None = setting(None, "hash, or its beginning, of what the critic was shown")
     folders: Path | None = setting(None, "instead: a folder with chosen/ and rejected/")
-    margin: float = setting(1.0, "least z of the chosen over the rejected; of full pairs in all three dimensions")
+    margin: float = setting(
+        1.0, "least z of the chosen over the rejected; of full pairs in all three dimensions", least=0.0
+    )
     count_mn: int | None = setting(None, "instead of the margin: so many pairs of motion naturalness", least=1)
     count_ls: int | None = setting(None, "so many of lip sync", least=1)
     count_vq: int | None = setting(None, "so many of visual quality", least=1)
@@ -96,14 +100,15 @@ def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], d
             pairs[dimension] = pairs_by_count(found, dimension, count, rules)
             margins[dimension] = float(pairs[dimension].margin[-1])
     real, refused, compared = pairs_with_real(found, rules if settings.check_real else None)
-    made = found.generated()
-    mined = pairs_by_dominance(made, rules)
-    full = {"real": lambda: real, "mined": lambda: mined, "both": lambda: joined([real, mined])}
-    pairs["full"] = (full | {"mean": lambda: pairs_by_mean(made, rules)})[settings.full]()
+    made, kinds = found.generated(), ("real", "mined") if settings.full == "both" else (settings.full,)
+    full = {"real": lambda: real, "mined": lambda: pairs_by_dominance(made, rules)}
+    full["mean"] = lambda: pairs_by_mean(made, rules)
+    parts = {kind: full[kind]() for kind in kinds}
+    pairs["full"] = joined(list(parts.values()))
     number = sum(refused.values())
     facts = {"margins": margins, "real_compared": compared, "real_kept": len(real), "real_refused": number}
     facts |= {"real_refused_share": number / max(compared, 1), "real_refused_by": refused}
-    return pairs, facts | {"mined": len(mined)}
+    return pairs, facts | ({"mined": len(parts["mined"])} if "mined" in parts else {})
 
 
 def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dict[str, dict]:
@@ -118,10 +123,12 @@ def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dic
 
 
 def warnings_of(report: dict[str, dict], scored: Scored, settings: PairSettings) -> list[str]:
-    """What to look at before training; that real clips win against what was made from them is no surprise."""
+    """What to look at before training: no pairs, and one source that wins nearly all, but that real clips win against
+    what was made from them is no surprise."""
     looked_at = [*DIMENSIONS, *(["full"] if settings.full in ("mined", "mean") else [])]
     found = [style_warning(report[dimension], dimension, scored.candidates.sources) for dimension in looked_at]
-    return [warning for warning in found if warning]
+    empty = [f"{dimension}: no pairs" for dimension, told in report.items() if not told["pairs"]]
+    return [*empty, *(warning for warning in found if warning)]
 
 
 def columns(pairs: Pairs, dimension: str, scored: Scored) -> dict:
@@ -183,6 +190,7 @@ def from_scores(settings: PairSettings, videos: Path, dry_run: bool) -> None:
     warnings = warnings_of(report, scored, settings)
     real = {name.removeprefix("real_"): fact for name, fact in facts.items() if name.startswith("real_")}
     show(report | {"real": real, "read": scored.facts}, warnings)
+    check_any(pairs, scored)
     if dry_run:
         return
     names = ["scores"] if len(parts) == 1 else [f"scores {part}" for part in parts]
@@ -191,6 +199,19 @@ def from_scores(settings: PairSettings, videos: Path, dry_run: bool) -> None:
         file = settings.out / f"pairs_{dimension}.{settings.format}"
         write_columns(file, columns(found, dimension, scored), {"made_from": json.dumps(origin)})
     write_report(settings, origin, facts | {"read": scored.facts}, report, warnings)
+
+
+def check_any(pairs: dict[str, Pairs], scored: Scored) -> None:
+    """Raises UserError where there is no pair of any kind."""
+    if any(len(found) for found in pairs.values()):
+        return
+    inputs, counts = np.unique(scored.candidates.input, return_counts=True)
+    raise UserError(
+        "no two of these videos make a pair",
+        got=f"{len(scored.videos)} scored videos of {len(inputs)} inputs, {int((counts > 1).sum())} with several",
+        expected="inputs with several videos that the critic tells apart",
+        do="score more videos of each input, lower --margin, or take pairs of one sign by --signs false",
+    )
 
 
 def show(report: dict[str, dict], warnings: list[str]) -> None:

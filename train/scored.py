@@ -62,17 +62,21 @@ def read_scored(videos: Path, scores: Sequence[Path], critic: str | None = None,
 
 
 def read_scores(
-    files: Sequence[Path], chosen: dict[str, str | None], facts: dict[str, object], known: pa.Table | None = None
+    files: Sequence[Path],
+    chosen: dict[str, str | None],
+    facts: dict[str, object],
+    known: pa.Table | None = None,
+    flags: str = "",
 ) -> pa.Table:
     """`video` and z of every video, once; `facts` takes in what was left out. `known`: `video` and `sha256` of the
-    files that the scores must be of. Raises UserError."""
+    files that the scores must be of; `flags`: how those begin that choose a critic and views. Raises UserError."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = pa.concat_tables([read_columns(f, SCORE_COLUMNS, needed=("video",), growing=True) for f in files])
     facts["score_rows"] = len(table)
     facts["cut_off_lines"] = sum(not is_parquet(file) and cut_off(file) > 0 for file in files)
-    table = latest(of_files(of_one_judge(table, chosen), known, facts))
+    table = latest(of_files(of_one_judge(table, chosen, flags), known, facts))
     has_failed = pc.greater(pc.utf8_length(pc.fill_null(table["failed"], "")), 0)
     scored = table.filter(pc.invert(has_failed)).select(["video", *Z])
     facts["failed_scores"] = len(table) - len(scored)
@@ -82,7 +86,7 @@ def read_scores(
     return once
 
 
-def of_one_judge(table: pa.Table, chosen: dict[str, str | None]) -> pa.Table:
+def of_one_judge(table: pa.Table, chosen: dict[str, str | None], flags: str) -> pa.Table:
     """The rows of the critic and views that are asked for. Raises UserError for those of several."""
     import pyarrow.compute as pc
 
@@ -98,7 +102,7 @@ def of_one_judge(table: pa.Table, chosen: dict[str, str | None]) -> pa.Table:
         "the scores are of several critics or views" if left else "no score is of the critic and views asked for",
         got=some(told),
         expected="one critic that saw one kind of views: z of two cannot be compared",
-        do="choose by --critic HASH (and --views HASH), or score all videos by one",
+        do=f"choose by --{flags}critic HASH (and --{flags}views HASH), or score all videos by one",
     )
 
 
