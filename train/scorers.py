@@ -15,7 +15,7 @@ from fantasy_core.critic.asked import Views
 from fantasy_core.critic.critic import Answer, Critic, Score, combine
 from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import RATE, Shown
-from fantasy_core.errors import UserError, some
+from fantasy_core.errors import NoFace, UserError, some
 from fantasy_core.pair_rules import DIMENSIONS
 from train.tables import rows_of
 
@@ -120,6 +120,17 @@ def read_window(job: tuple[Path, str]) -> Shown:
     path, dimension = job
     (windows,) = show_file(path, _reader["views"].only([dimension]), _reader["finder"]).values()
     return windows[0]
+
+
+def unseen(job: tuple[Path, Sequence[str]]) -> dict[str, str]:
+    """Why these dimensions of a video cannot be judged, for those that cannot. The whole file is decoded."""
+    path, dimensions = job
+    views = _reader["views"].only(dimensions)
+    try:
+        shown = show_file(path, views, _reader["finder"])
+    except NoFace:
+        shown = {}
+    return {dimension: "no face" for dimension, view in views.of.items() if not shown.get(view.name)}
 
 
 class CriticScorer:
