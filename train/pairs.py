@@ -122,6 +122,8 @@ def warnings_of(report: dict[str, dict], scored: Scored, settings: PairSettings)
     """What to look at before training; that real clips win against what was made from them is no surprise."""
     looked_at = [*DIMENSIONS, *(["full"] if settings.full in ("mined", "mean") else [])]
     found = [style_warning(report[dimension], dimension, scored.candidates.sources) for dimension in looked_at]
+    if (share := scored.facts["low_mass_share"]) > 0.5:
+        found.append(f"{100 * share:.0f} % of the scores are no answers: Yes and No have little of the probability")
     return [warning for warning in found if warning]
 
 

@@ -35,7 +35,7 @@ from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
 from train.run import command, made_from, setting, write_json
-from train.score_rows import FEW, Job, Row, lasting, latest, left_to_do, read_with_state, rows_of
+from train.score_rows import FEW, Job, Row, Tally, lasting, latest, left_to_do, read_with_state, rows_of
 from train.scorers import CriticScorer, Scorer, Video, check_task, read_videos
 from train.workers import each
 
@@ -182,29 +182,28 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
     print(f"{len(own)} of {len(videos)} videos for this process, {len(own) - len(jobs)} of them scored already")
     if remade := [name for name in replaces if not rows[name].get("failed")]:
         print(f"other files than were scored, scored again: {some(remade)}")
-    reasons, files, passing = [], {}, {}
+    tally, files, passing = Tally(settings.pool), {}, {}
     with part_of(settings.out, world.rank) as part, Progress("score", len(jobs), shown=world.is_main) as progress:
         for row in rows_of(lasting(score_all(settings, jobs, scorer, files), passing), scorer):
             old = {name: count for name, count in [("replaces", replaces.get(row["video"]))] if count}
             part.append(row | files.pop(row["video"], {}) | old)
-            reasons += [row["failed"]] if "failed" in row else []
+            tally.add(row)
             progress.step(row["video"])
     if world.is_main:
         named = {name: str(getattr(settings, name)) for name in ("base", "critic", "judge", "engine")}
         told = {"critic": scorer.critic, "views": scorer.views, "given": named}
         write_json(settings.out / "scorer.json", told | {"made_from": made_from({"videos": settings.videos})})
-    count = len(jobs) - len(passing)
-    print(f"{count} scored, {len(reasons)} of them failed; rows are in {settings.out}")
+    tally.end()
+    print(f"{tally.count + len(tally.reasons)} scored, {len(tally.reasons)} of them failed; rows are in {settings.out}")
     print(f"critic {scorer.critic}, views {scorer.views}")
-    any_score = count > len(reasons) or any(not row.get("failed") for row in rows.values())
+    any_score = bool(tally.count) or any(not row.get("failed") for row in rows.values())
     try:
-        check_end(len(jobs), passing, reasons, any_score)
+        check_end(len(jobs), passing, tally.reasons, any_score)
     except UserError as error:
         if world.size == 1:
             raise
-        print(
-            f"warning: process {world.rank}: {error}", file=sys.stderr
-        )  # torchrun stops all processes when one ends with an error
+        # no error here: torchrun stops all processes when one ends with one
+        print(f"warning: process {world.rank}: {error}", file=sys.stderr)
 
 
 def tell_plan(settings: ScoreSettings, videos: Sequence[Video]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fantasy_core.critic.asked import LEAST_MASS
 from fantasy_core.critic.critic import Score
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
@@ -13,6 +17,7 @@ from fantasy_core.pair_rules import DIMENSIONS
 from train.scorers import Scorer, Video, no_number
 from train.workers import WorkerKilled
 
+NUMBER = re.compile(r"\d+\.\d+")  # in a warning: each row has its own
 FEW = 3  # videos that fail alike, before the critic is at fault and not they
 Row = dict[str, Any]
 Job = tuple[Path, Video]
@@ -65,6 +70,40 @@ def rows_of(told: Iterable[tuple[str, Score | UserError]], scorer: Scorer) -> It
             yield from odd
             odd = []
     yield from odd
+
+
+class Tally:
+    """What is told of the rows of a run. `first`: after so many scores it is told if the critic answered none."""
+
+    def __init__(self, first: int):
+        self.first, self.count, self.low, self.reasons = first, 0, 0, []
+        self.warnings: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        if "failed" in row:
+            self.reasons.append(row["failed"])
+            return
+        self.count += 1
+        self.low += row["mass"] < LEAST_MASS
+        self.warnings.update(NUMBER.sub(f"less than {LEAST_MASS}", warning) for warning in row["warnings"])
+        if self.count == self.first:
+            self._look()
+
+    def end(self) -> None:
+        """Print how many rows have which warning."""
+        if 0 < self.count < self.first:
+            self._look()
+        for warning, count in self.warnings.most_common():
+            print(f"warning of {count} of {self.count} scores: {warning}")
+
+    def _look(self) -> None:
+        if self.low == self.count:
+            print(
+                f"warning: the first {self.count} scores are no answers: Yes and No have less than {LEAST_MASS} of the "
+                "probability in all of them. Is --base Qwen2.5-Omni, and is --critic its adapter? z of such a critic "
+                "says little: stop this run (ctrl-C) and look",
+                file=sys.stderr,
+            )
 
 
 # ---- whose rows they are ----
