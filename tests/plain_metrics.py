@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -19,6 +20,7 @@ from fantasy_core.metrics.frechet import compared, set_better, set_columns
 PLAIN = "plain_metrics:Brightness"
 COLOURS = "plain_metrics:Colours"
 MACHINE = "plain_metrics:Machine"
+OPENING = "plain_metrics:Opening"
 MISSING = UserError("this needs a package", got="none", expected="the package", do="install it")
 
 
@@ -59,6 +61,25 @@ class Machine(Brightness):
     def measure(self, video: Video) -> Measured:
         if self._broken.is_file():
             raise {"RuntimeError": RuntimeError("out of memory"), "UserError": MISSING}[self._broken.read_text()]
+        return super().measure(video)
+
+
+class Opening(Brightness):
+    """The same by a network, which is a file that says so; every opening is told in FILE.log by its process."""
+
+    def __init__(self, weights: str):
+        super().__init__()
+        self._file, self._open = Path(weights), False
+
+    def open(self) -> None:
+        with Path(f"{self._file}.log").open("a", encoding="utf-8") as log:
+            log.write("" if self._open else f"{os.getpid()}\n")
+        if self._file.read_text("utf-8") != "network":
+            raise UserError(f"{self._file.name} is no network", got="text", expected="a network", do="fetch it again")
+        self._open = True
+
+    def measure(self, video: Video) -> Measured:
+        self.open()
         return super().measure(video)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fantasy_core.metrics.contract import Metric, Video
+from fantasy_core.metrics.contract import Metric, Opens, Video
 from fantasy_core.metrics.hands import GivenHands, HandMotion, measured, present
 
 SIZE, FRAMES = (512, 768), 50
@@ -135,3 +135,20 @@ def test_the_metric_reads_frames():
     assert found.values["hkv"] == pytest.approx((5 * 8) ** 2) and found.values["hand_presence"] == 0.5
     empty = metric.measure(Video(Path("a.mp4"), frames[:0], np.zeros(0)))
     assert set(empty.values.values()) == {None} and empty.reasons["hkv"] == "0 frames"
+
+
+def test_the_detector_is_opened_once():
+    """However many videos; and it can be opened before any of them."""
+    entered = []
+
+    class Counted(GivenHands):
+        def open(self):
+            entered.append(1)
+            return super().open()
+
+    metric = HandMotion(Counted(lambda frame: np.full((2, 21, 3), np.nan), "none"))
+    assert isinstance(metric, Opens) and not entered
+    metric.open()
+    for _ in range(2):
+        metric.measure(Video(Path("a.mp4"), np.zeros((2, 8, 8, 3), np.uint8), np.arange(2) / 25))
+    assert len(entered) == 1

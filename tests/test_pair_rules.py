@@ -26,8 +26,6 @@ from fantasy_core.pair_rules import (
     pairs_by_mean,
     pairs_by_score,
     pairs_with_real,
-    style_warning,
-    yields,
 )
 
 
@@ -275,37 +273,3 @@ def test_the_margin_for_a_count():
     assert [(len(pairs), pairs.margin[-1]) for pairs in found] == [(1, 4.0), (2, 2.0), (2, 2.0)]
     with pytest.raises(UserError, match="no pairs"):
         pairs_by_count(World(THREE[:1]).columns, "mn", 1, Rules())
-
-
-def test_the_report_counts():
-    """Two pairs of one input, one input without and alone; real wins one of two, the trained model takes part in one.
-    A second look at ls, of which nothing has a score."""
-    found = [candidate("r", 2.0, source="real"), candidate("f", 1.0, source="fantasytalking"), candidate("o", -1.0)]
-    world = World([*found, candidate("alone", 0.0, input="b")]).columns
-    told = yields(pairs_by_score(world, "mn", Rules(1.0)), world, "mn")
-    assert (told["pairs"], told["groups"], told["groups_without"], told["groups_of_one"]) == (2, 2, 1, 1)
-    assert (told["own_share"], told["off_policy_share"], told["videos_without_score"]) == (0.5, 0.5, 0)
-    assert told["chosen_by_source"] == {"real": 0.5, "fantasytalking": 0.5} and told["margins"][1.0] == 3.0
-    assert told["rejected_by_source"] == {"omniavatar": 1.0} and told["margins"][0.0] == 2.0
-    blind = yields(pairs_by_score(world, "ls", Rules(1.0)), world, "ls")
-    assert (blind["pairs"], blind["groups_without"], blind["groups_of_one"], blind["videos_without_score"]) == (
-        0,
-        2,
-        0,
-        4,
-    )
-    assert blind["margins"] == {} and blind["own_share"] == blind["off_policy_share"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("shares", "sources", "warned"),
-    [
-        ({"x": 0.81, "y": 0.19}, "xy", True),
-        ({"x": 0.8, "y": 0.2}, "xy", False),
-        ({"x": 1.0}, "x", False),
-        ({}, "", False),
-    ],
-)
-def test_one_source_that_wins_nearly_everything_is_a_style(shares, sources, warned):
-    told = style_warning({"chosen_by_source": shares}, "vq", sources)
-    assert (told is not None) == warned and (not warned or "vq: 81% of the chosen videos are of x" in str(told))

@@ -9,7 +9,7 @@ with the settings, hashes and versions it depends on), metrics.csv (a line for e
 be opened as it is) and cache/, from which the same command goes on after a kill, and by which unchanged videos are not
 measured again. All but the cache is of the last command: what an earlier one left in the folder is removed. A metric
 without its weights, or one that fails on a video, costs its own cells alone, and they say why. With --strict a video
-that cannot be read, and a metric that cannot be built, end the command with code 2 after all is written.
+that cannot be read, and a metric without a number of any method, end the command with code 2 after all is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from fantasy_core.errors import UserError, some
 from fantasy_core.media.files import replacing
 from fantasy_core.metrics.contract import PooledMetric, SetMetric
-from train.evaluate_cache import Cache
+from train.evaluate_cache import Cache, Failure, told
 from train.evaluate_compare import (
     Measurement,
     best_of,
@@ -41,9 +41,9 @@ from train.evaluate_compare import (
 from train.evaluate_gate import gate_picture
 from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, unpaired
 from train.evaluate_leftovers import remove_leftovers
-from train.evaluate_measure import Bench, measure_all, see_all
+from train.evaluate_measure import Bench, measure_all, see_all, unopened
 from train.evaluate_plots import plot_columns, plotted
-from train.evaluate_registry import METRICS, Absent, Wanted, columns_of, wanted
+from train.evaluate_registry import METRICS, Absent, Spec, Wanted, columns_of, wanted
 from train.evaluate_sets import pooled_cells, set_cells
 from train.evaluate_study import read_study, study_of
 from train.evaluate_study_text import study_markdown
@@ -70,7 +70,7 @@ class EvaluateSettings:
     embed: bool = setting(False, "put small videos into the page, so that it can be sent alone")
     resamples: int = setting(20, "of videos, for the intervals of FID and FVD; 0: none", least=0)
     workers: int = setting(1, "processes that measure; 0: this one", least=0)
-    strict: bool = setting(False, "code 2 when a video cannot be read or a metric cannot be built")
+    strict: bool = setting(False, "code 2 when a video cannot be read or a metric has no number at all")
 
 
 def run(settings: EvaluateSettings, dry_run: bool) -> None:
@@ -124,12 +124,16 @@ def build(asked: Wanted, protocol: Protocol) -> tuple[Bench, dict[str, Absent]]:
             metrics[spec.name] = spec.build()
             specs.append(spec)
         except UserError as error:
-            absent[spec.name] = Absent(f"cannot be measured: {error.what}: {error.got}", columns_of(spec))
+            absent[spec.name] = absence(spec, told(error))
     columns = [column for metric in metrics.values() for column in metric.columns]
     if twice := sorted({column for column in columns if columns.count(column) > 1}):
         do = "measure them in evaluations of their own"
         raise UserError("two metrics give the same columns", got=some(twice), expected="names of their own", do=do)
     return Bench(specs, metrics, protocol), absent
+
+
+def absence(spec: Spec, failure: Failure) -> Absent:
+    return Absent(f"cannot be measured: {failure['what']}: {failure['got']}", columns_of(spec))
 
 
 def measured(
@@ -142,7 +146,9 @@ def measured(
     results = measure_all(cache, {path: seen[path] for path in own}, bench, workers)
     of_sets = bench.only({name for name, metric in bench.metrics.items() if isinstance(metric, SetMetric)})
     results |= measure_all(cache, {path: seen[path] for path in real}, of_sets, workers)
-    return Measurement(methods, reference, seen, results, bench, absent)
+    closed = unopened(results)
+    absent |= {spec.name: absence(spec, closed[spec.name]) for spec in bench.specs if spec.name in closed}
+    return Measurement(methods, reference, seen, results, bench.only(bench.metrics.keys() - closed), absent)
 
 
 def result_of(found: Measurement, cache: Cache, settings: EvaluateSettings) -> dict[str, Any]:
@@ -251,14 +257,25 @@ def tell(result: dict[str, Any] | None, study: dict[str, Any] | None, settings: 
     if result is None:
         return
     lost = [f"{e['path']} ({e['got']})" for e in result["errors"] if e["metric"] is None]
-    lost += [f"{name}: {about['absent']}" for name, about in result["columns"].items() if about["absent"]]
+    lost += [f"{name}: {why}" for name, why in without_numbers(result).items()]
     if settings.strict and lost:
         raise UserError(
-            f"{len(lost)} videos or columns could not be measured",
+            f"{len(lost)} videos or metrics could not be measured",
             got="\n            ".join(lost),
-            expected="whole videos, and every metric with its weights (--strict)",
+            expected="whole videos, and a number of every metric (--strict)",
             do="mend these, or leave out --strict: the tables are written either way",
         )
+
+
+def without_numbers(result: dict[str, Any]) -> dict[str, str]:
+    """Why metrics have no number of any method in any column, by metric."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for column, about in result["columns"].items():
+        told.setdefault(about["metric"], []).extend(row[column] for row in result["cells"].values())
+    empty = {name: cells for name, cells in told.items() if all(cell["mean"] is None for cell in cells)}
+    return {
+        name: next((cell["reason"] for cell in cells if cell["reason"]), "not said") for name, cells in empty.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

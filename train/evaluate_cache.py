@@ -32,13 +32,17 @@ VERSION = 1  # of how videos are decoded and harmonised: another one measures al
 
 @dataclass(frozen=True)
 class Found:
-    """A metric of a video: what it said, or how it failed; and the library versions it was measured with. lasting:
-    whether it would be the same the next time; what is not is never kept."""
+    """A metric of a video: what it said, or how it failed; and the library versions it was measured with.
+
+    lasting: whether it would be the same the next time; what is not is never kept. of_metric: the metric itself could
+    not be opened, so that no other video would have gone better.
+    """
 
     measured: Measured | None
     failure: Failure | None
     versions: Mapping[str, str]
     lasting: bool = True
+    of_metric: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
 from fantasy_core.media import check_file
-from fantasy_core.metrics.contract import Measured, Metric, ReadsBeside, Unfit, Video
+from fantasy_core.metrics.contract import Measured, Metric, Opens, ReadsBeside, Unfit, Video
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache, Failure, Found, Seen, settings_hash, state_of, told
 from train.evaluate_registry import Spec
@@ -123,6 +123,14 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
     return found | _by_name(seen, bench)
 
 
+def unopened(found: Results) -> dict[str, Failure]:
+    """Why metrics could not be opened, by name: those that have said nothing of any video, of an older run either."""
+    spoken = {name for (_, name), one in found.items() if one.measured}
+    return {
+        name: one.failure for (_, name), one in found.items() if one.of_metric and one.failure and name not in spoken
+    }
+
+
 def _once(jobs: Sequence[Job]) -> list[Job]:
     """Jobs that differ: a file that comes twice, with the same beside it, is measured once."""
     return list({(job.sha256, *job.metrics.items()): job for job in reversed(jobs)}.values())
@@ -155,20 +163,48 @@ _PREPARED: dict[str, Any] = {}
 
 def prepare(specs: Sequence[Spec], protocol: Protocol) -> None:
     """Build the metrics of this process, once."""
-    _PREPARED["protocol"] = protocol
+    _PREPARED.clear()
+    _PREPARED["protocol"], _PREPARED["opened"] = protocol, {}
     _PREPARED["metrics"] = {SceneCuts.name: SceneCuts()} | {spec.name: spec.build() for spec in specs}
 
 
 def measure(job: Job) -> dict[str, Found]:
     """What the metrics of a job say of its video, or how they fail."""
+    closed = {name: found for name in job.metrics if (found := _opened(name))}
+    open_ones = [name for name in job.metrics if name not in closed]
+    return closed | (_measured_by(open_ones, job) if open_ones else {})
+
+
+def _opened(name: str) -> Found | None:
+    """Opens a metric, once in this process; how that failed, each time it is asked."""
+    if name not in _PREPARED["opened"]:
+        _PREPARED["opened"][name] = _opening(_PREPARED["metrics"][name])
+    return _PREPARED["opened"][name]
+
+
+def _opening(metric: Metric) -> Found | None:
+    try:
+        if isinstance(metric, Opens):
+            metric.open()
+    except UserError as error:
+        return replace(_failed(error), lasting=False, of_metric=True)
+    except Exception as error:  # of a library, or of a device that is full
+        wrong = _fault(
+            f"{metric.name} cannot be opened", error, "room for its networks", "check its settings and files"
+        )
+        return Found(None, wrong, versions(), lasting=False, of_metric=True)
+    return None
+
+
+def _measured_by(names: Sequence[str], job: Job) -> dict[str, Found]:
     try:
         video = decoded(job.path, _PREPARED["protocol"])
     except UserError as error:
-        return dict.fromkeys(job.metrics, _failed(error))
+        return dict.fromkeys(names, _failed(error))
     except Exception as error:  # memory, or a decoder's own
         wrong = _fault(f"cannot decode {job.path}", error, "frames that fit into memory", "try it again, or convert it")
-        return dict.fromkeys(job.metrics, Found(None, wrong, versions(), lasting=False))
-    return {name: _measured(_PREPARED["metrics"][name], video) for name in job.metrics}
+        return dict.fromkeys(names, Found(None, wrong, versions(), lasting=False))
+    return {name: _measured(_PREPARED["metrics"][name], video) for name in names}
 
 
 def _measured(metric: Metric, video: Video) -> Found:

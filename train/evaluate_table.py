@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fantasy_core.errors import some
 from train.critic_report_text import table
 
 LABELS = {
@@ -79,7 +80,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     if result["tests"]:
         parts += ["## Tests between methods", TESTS, test_table(result)]
     if result["errors"]:
-        parts += ["## What failed", bullets(error_line(error) for error in result["errors"])]
+        parts += ["## What failed", bullets(error_line(*one) for one in alike(result["errors"]))]
     return "\n\n".join([*parts, "## Settings", settings_lines(result)]) + "\n"
 
 
@@ -136,8 +137,17 @@ def chance(p: float | None) -> str:
     return "-" if p is None else f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
-def error_line(error: Mapping[str, Any]) -> str:
-    return f"{error['method']}/{error['input']}, {error['metric'] or 'the file'}: {error['what']} ({error['got']})"
+def alike(errors: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(on which videos, the error) of errors that say the same, together."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for error in errors:
+        groups.setdefault(tuple(error[key] for key in ("metric", "what", "got", "do")), []).append(error)
+    names = [[f"{error['method']}/{error['input']}" for error in group] for group in groups.values()]
+    return [(some(of, 3), group[0]) for of, group in zip(names, groups.values(), strict=True)]
+
+
+def error_line(videos: str, error: Mapping[str, Any]) -> str:
+    return f"{videos}, {error['metric'] or 'the file'}: {error['what']} ({error['got']})"
 
 
 def settings_lines(result: Mapping[str, Any]) -> str:

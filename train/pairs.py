@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fantasy_core.errors import UserError, some
+from fantasy_core.pair_report import style_warning, yields
 from fantasy_core.pair_rules import (
     DIMENSIONS,
     Pair,
@@ -34,8 +35,6 @@ from fantasy_core.pair_rules import (
     pairs_by_mean,
     pairs_by_score,
     pairs_with_real,
-    style_warning,
-    yields,
 )
 from train.run import as_json, command, made_from, setting, write_json
 from train.scored import Scored, read_scored

@@ -68,6 +68,17 @@ class Metric(Protocol):
 
 
 @runtime_checkable
+class Opens(Protocol):
+    """A metric whose networks are opened apart from its making, which is done in the command itself too, even where
+    nothing is to be measured, and should cost little."""
+
+    def open(self) -> None:
+        """Opens them, once; `measure` does so by itself. Raises UserError for files of another model, and where the
+        machine cannot: then no video can be measured."""
+        ...
+
+
+@runtime_checkable
 class ReadsBeside(Protocol):
     """A metric of single videos that reads more than the video: files beside it, which may be other ones tomorrow."""
 

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from .contract import Measured, Video
+from .networks import Held
 
 Array = np.ndarray
 Hands = Callable[[Array], Array]  # frame uint8 [H, W, 3], RGB -> [2, 21, 3] in pixels, NaN for what is absent
@@ -64,7 +65,7 @@ class HandMotion:
     settings: Mapping[str, object]
 
     def __init__(self, detector: HandDetector):
-        self._detector = detector
+        self._detector, self._hands = detector, Held(detector.open)
         self.settings = {
             **detector.settings,
             "least_hand_score": LEAST_SCORE,
@@ -72,12 +73,16 @@ class HandMotion:
             "short_side": int(SHORT),
         }
 
+    def open(self) -> None:
+        """Opens the detector. Raises UserError without its package, and for files of another model."""
+        self._hands.open()
+
     def measure(self, video: Video) -> Measured:
         """What cannot be said is None, with the reason: no hand, too few frames, a detector without scores."""
         if not len(video.frames):
             return Measured(dict.fromkeys(COLUMNS), dict.fromkeys(COLUMNS, "0 frames"))
-        with self._detector.open() as hands:
-            found = np.stack([hands(frame) for frame in video.frames])
+        hands = self._hands.open()
+        found = np.stack([hands(frame) for frame in video.frames])
         return measured(found, video.frames.shape[1:3], video.times, scored=self._detector.scored)
 
 

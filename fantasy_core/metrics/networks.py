@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from ..weights.files import Lazy, TensorSet, open_tensors
 from ..weights.strict import fill
 
 Net = TypeVar("Net", bound=nn.Module)
+Thing = TypeVar("Thing")
 COUNT = "num_batches_tracked"  # of training, unused here; files older than torch 0.4.1 have none
 
 
@@ -27,6 +30,21 @@ def open_network(make: Callable[[], Net], path: str | Path, what: str, device: s
         network = make()
     fill(network, tensors, what, device=device, dtype=_type)
     return network, sha256(path)
+
+
+class Held(Generic[Thing]):
+    """What a context manager gives, entered at the first `open()` and left when this goes: loaded once, for all
+    videos."""
+
+    def __init__(self, enter: Callable[[], AbstractContextManager[Thing]]):
+        self._enter, self._given = enter, []
+
+    def open(self) -> Thing:
+        if not self._given:
+            with ExitStack() as entered:
+                self._given.append(entered.enter_context(self._enter()))
+                weakref.finalize(self, entered.pop_all().close)
+        return self._given[0]
 
 
 def _type(name: str) -> torch.dtype:

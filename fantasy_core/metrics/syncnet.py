@@ -25,7 +25,7 @@ from ..media import check_file
 from .contract import Measured, Unfit, Video
 from .face_tracks import Faces, FaceTrack, crops, mediapipe_faces, tracks
 from .mfcc import RATE, mfcc
-from .networks import open_network
+from .networks import Held, open_network
 from .s3fd import s3fd_faces
 from .sampling import at_rate, scenes
 from .syncnet_model import SHIFT, SyncNetModel, shifted_distances
@@ -67,7 +67,7 @@ class SyncNet:
         if min_track < WINDOW:  # a window of lips and one more frame of sound
             do = f"use {MIN_TRACK}, or 100 as the reference does"
             raise UserError("min_track is too short", got=str(min_track), expected=f"{WINDOW} or more", do=do)
-        self._faces = _backend(faces, face_model, device)
+        self._faces = Held(_backend(faces, face_model, device))
         self._network, digest = open_network(SyncNetModel, weights, "SyncNet v2", device)
         self._min_track, self._min_face, self._device, self._batch = min_track, min_face, device, max(batch, 1)
         named = faces if isinstance(faces, str) else faces_name or getattr(faces, "__name__", type(faces).__name__)
@@ -84,13 +84,17 @@ class SyncNet:
             "cuts": "end tracks",
         }
 
+    def open(self) -> None:
+        """Opens what finds the faces. Raises UserError for weights of another model."""
+        self._faces.open()
+
     def measure(self, video: Video) -> Measured:
         """Raises Unfit for a video without sound, with silence, of one frame, or without a face that is large and
         long enough."""
         taken = at_rate(video, FPS)
         sound, frames = _heard(video), video.frames[taken]
-        with self._faces() as faces:
-            found = tracks([faces(frame) for frame in frames], scenes(video, taken))
+        faces = self._faces.open()
+        found = tracks([faces(frame) for frame in frames], scenes(video, taken))
         track = self._longest(video, found)
         start, stop = track.first * SAMPLES, (track.first + len(track.boxes)) * SAMPLES
         sound = sound[start:stop]

@@ -7,7 +7,7 @@ from typing import Any
 
 from fantasy_core.pair_rules import DIMENSIONS
 from train.evaluate_study_text import GAINS, HEAD, percent
-from train.evaluate_table import TESTS, chance, label, number, p_of, span
+from train.evaluate_table import TESTS, alike, chance, label, number, p_of, span
 
 Cell = dict[str, Any]
 
@@ -87,10 +87,10 @@ def test_table(result: Mapping[str, Any]) -> dict[str, Any]:
 def error_table(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     about = "Each of these cost its own cells alone."
     rows = [
-        [text_cell(text) for text in (e["method"], e["input"], e["metric"] or "the file", e["what"], e["got"], e["do"])]
-        for e in errors
+        [text_cell(text) for text in (videos, e["metric"] or "the file", e["what"], e["got"], e["do"])]
+        for videos, e in alike(errors)
     ]
-    heads = [head(name) for name in ("method", "input", "metric", "what", "got", "what to do")]
+    heads = [head(name) for name in ("videos", "metric", "what", "got", "what to do")]
     return table("errors", "What failed", about, heads, rows) | {"small": True}
 
 
