@@ -182,12 +182,20 @@ def test_part_files_and_both_forms_give_the_same_pairs(tmp_path, capsys):
 
 
 def test_failed_videos_and_videos_without_sound_are_counted(tmp_path, capsys):
-    """v0 failed: nothing is left to reject in mn. v4 has no ls: input j has one video there."""
-    rows = [{"video": "v0", "failed": "cannot be decoded"}, *SCORES[1:4], SCORES[4] | {"z_ls": None, "failed": ""}]
+    """v0 failed: nothing is left to reject in mn. v4 has no ls: input j has one video there. Of the four scores v4's
+    has a mass below a half, the others tell none."""
+    few = {"z_ls": None, "failed": "", "mass": 0.25}
+    rows = [{"video": "v0", "failed": "cannot be decoded", "mass": 0.0}, *SCORES[1:4], SCORES[4] | few]
     assert run(tmp_path, [file(tmp_path, lines(*rows), "scores.jsonl")]) == 0
     content = told(tmp_path)
     assert (content["rules"]["read"]["failed_scores"], content["rules"]["read"]["failed_share"]) == (1, 0.2)
     assert content["rules"]["read"]["videos_without_row"] == 1 and content["yield"]["mn"]["pairs"] == 0
+    assert (content["rules"]["read"]["low_mass"], content["rules"]["read"]["low_mass_share"]) == (1, 0.25)
+    assert content["rules"]["read"]["without"] == {"mn": 0, "ls": 1, "vq": 0}
+    assert not any("no answers" in warning for warning in content["warnings"])
+    few = [row | {"mass": 0.25} if number < 3 else row for number, row in enumerate(SCORES)]
+    assert run(tmp_path, [file(tmp_path, lines(*few), "scores.jsonl")]) == 0
+    assert "60 % of the scores are no answers" in "".join(told(tmp_path)["warnings"])
     ls = content["yield"]["ls"]
     assert (ls["pairs"], ls["groups"], ls["groups_without"], ls["groups_of_one"]) == (1, 2, 1, 1)
     assert (ls["videos_without_score"], ls["splits"]) == (1, {"train": 1})

@@ -139,3 +139,45 @@ def test_a_journal_holds_json_alone(tmp_path):
 def test_a_mass_that_is_no_number_is_warned_of():
     answer = Answer({"mn": math.nan, "ls": None, "vq": 0.0}, math.nan)
     assert any("does not answer" in warning for warning in combine([answer]).warnings)
+
+
+# ---- what is said of the rows ----
+
+
+def tell(rows: list[dict], first: int) -> None:
+    tally = stage.Tally(first)
+    for row in rows:
+        tally.add(row)
+    tally.end()
+
+
+def row(mass: float, *warnings: str) -> dict:
+    return {"mass": mass, "warnings": [*warnings, f"Yes and No have {mass:.2f} of it"] if mass < 0.5 else [*warnings]}
+
+
+@pytest.mark.parametrize(
+    ("masses", "loud"), [([0.1, 0.2, 0.9], "first 2"), ([0.1, 0.9, 0.1], None), ([0.3], "first 1"), ([], None)]
+)
+def test_a_critic_that_answers_nothing_is_warned_of(masses, loud, capsys):
+    """After the first two, or at the end where there are fewer; one answer among them is enough."""
+    tell([row(mass) for mass in masses] + [{"failed": "broken"}], 2)
+    told = capsys.readouterr().err
+    assert (f"the {loud} scores are no answers" in told) if loud else told == ""
+
+
+def test_warnings_are_counted_by_kind(capsys):
+    tell([row(0.1, "no sound"), row(0.2), row(0.9), row(0.9, "no sound"), row(0.3)], 2)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "warning of 3 of 5 scores: Yes and No have less than 0.5 of it",
+        "warning of 2 of 5 scores: no sound",
+    ]
+
+
+def test_the_command_tells_them(world, tmp_path, capsys):  # noqa: F811
+    """The tiny Thinker was never trained: it gives Yes and No next to nothing. v1 has no sound, v2 has failed."""
+    assert stage.main(arguments(world, tmp_path)) == 0
+    told = capsys.readouterr()
+    assert "the first 2 scores are no answers" in told.err
+    assert "warning of 5 of 5 scores: Yes and No have less than 0.5 of the probability" in told.out
+    assert "warning of 1 of 5 scores: no sound: ls cannot be judged" in told.out

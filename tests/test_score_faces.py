@@ -63,7 +63,7 @@ def test_real_faces_are_looked_for(world, tmp_path):  # noqa: F811
     pytest.importorskip("mediapipe")
     if not TASK.is_file():
         pytest.skip(f"no face_landmarker.task at {TASK}; set FACE_LANDMARKER_TASK")
-    assert stage.main(arguments(world, tmp_path, views="separate", task=TASK)) == 0
+    assert stage.main(arguments(world, tmp_path, views="separate", task=TASK, workers=1)) == 0
     found = rows(tmp_path)
     assert [name for name, row in found.items() if "failed" in row] == ["v2"]
     assert all(found[n]["z_ls"] is None and found[n]["z_mn"] is not None for n in ("v0", "v1", "v3", "v4", "v5"))

@@ -7,7 +7,9 @@
     python -m train.critic merge --base models/Qwen2.5-Omni-7B --critic runs/critic/adapter --out models/critic
 
 LoRA on the linears of the language model alone; both encoders stay as they are. The result is OUT/adapter, with what
-the critic was asked and shown in critic.json. Interrupted, the same command goes on and ends with the same bits.
+the critic was asked and shown in critic.json. Before the first step all labelled videos are looked at: labels of those
+that cannot be read, and labels of lip sync of those that show no face, are left out (OUT/left_out.json). Interrupted,
+the same command goes on and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from fantasy_core.critic.asked import FACES, read_questions
 from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.shown import Shown
 from fantasy_core.critic.thinker import add_adapter, base_of, fingerprint, load_thinker, load_tokenizer
-from fantasy_core.errors import UserError
+from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
 from fantasy_core.progress import Progress
@@ -38,6 +40,7 @@ from train.checkpoint import Checkpoint, Log
 from train.config_file import write_settings
 from train.critic_data import CriticData
 from train.distributed import join
+from train.labelled import keep, left_out
 from train.optimizers import check_optimizer, make_optimizer
 from train.presets import read_preset
 from train.run import command, made_from, setting, write_json
@@ -94,7 +97,6 @@ class Run:
         self.world.check(settings.batch, "buffers")
         told = {"seed": settings.seed, "validation": settings.validation, "dimensions": settings.dimension}
         self.data = CriticData(settings.annotations, settings.videos, **told)
-        self.iterations = math.ceil(settings.epochs * len(self.data) / settings.batch)
         check_task(settings.task, self.views.only(settings.dimension))
         check_file(settings.base / "config.json", "model's configuration")
         check_optimizer(settings.optimizer, self.world.device)
@@ -102,6 +104,25 @@ class Run:
         asked = {"questions": read_questions().hash, "views": self.views.hash}
         self.checkpoint = Checkpoint(settings.out, settings.recorded | self.origin | asked)
         self.checkpoint.check()
+
+    @property
+    def iterations(self) -> int:
+        return math.ceil(self.settings.epochs * len(self.data) / self.settings.batch)
+
+    def look(self) -> None:
+        """Leave out the labels of videos that cannot be read, or show no face where it is shown."""
+        labels, settings = [(row.video, row.dimension) for row in self.data.known], self.settings
+        where = {"views": self.views, "task": settings.task, "out": settings.out}
+        found = left_out(labels, self.data.files, workers=settings.workers, world=self.world, **where)
+        begun = self.checkpoint.file.is_file()
+        if self.world.is_main or begun:
+            keep(found, settings.out, begun)
+        if found:
+            print(f"warning: left out {len(found)} of {len(labels)} labels, whose videos cannot be shown: ", end="")
+            print(some(f"{video} {dimension} ({why})" for (video, dimension), why in found.items()))
+            self.data.leave_out(found)
+
+    def tell(self) -> None:
         print(f"{len(self.data)} balanced labels, {len(self.data.validation)} held out, {self.iterations} iterations")
         for cell in self.data.dropped:
             print(f"warning: left out, for it has no {'No' if cell.label else 'Yes'}: {cell}")
@@ -112,7 +133,7 @@ class Run:
         return bool(every) and (iteration + 1) % every == 0
 
     def shown(self, labels: Sequence[Annotation]) -> Iterator[tuple[Annotation, Shown]]:
-        """(label, what it is learnt from) in order; a video that cannot be read stops the run."""
+        """(label, what it is learnt from) in order; a video that can no longer be read stops the run."""
         jobs = ((self.data.files[label.video], label.dimension) for label in labels)
         given = (self.views, self.settings.task if self.views.crops_face else None)
         read = each(read_window, jobs, self.settings.workers, prepare=prepare_reader, given=given)
@@ -218,9 +239,13 @@ def save(run: Run, critic: Critic) -> Path:
 def run(settings: CriticSettings, dry_run: bool) -> None:
     found = Run(settings)
     if dry_run:
+        found.tell()
+        print("labels whose video cannot be read, or shows no face, will be left out before the first step")
         print(f"dry run: an adapter of rank {settings.rank} would be trained into {settings.out}")
         return
     found.world.meet()
+    found.look()
+    found.tell()
     model = load_thinker(settings.base, dtype=DTYPES[settings.dtype], device=found.world.device)
     if settings.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,16 +40,24 @@ class CriticData:
             )
         for video in {row.video for row in known}:
             check_file(self.files[video], f"video {video}")
-        self.validation = held = [row for row in known if held_out(row.input, validation)]
-        self.rows, self.dropped = balance([row for row in known if not held_out(row.input, validation)], seed)
+        self.known, self.seed, self.share, self.named = known, seed, validation, annotations
+        self._balance()
+
+    def leave_out(self, labels: Collection[tuple[str, str]]) -> None:
+        """Do without the labels of these (video, dimension), and balance the others anew."""
+        self.known = [row for row in self.known if (row.video, row.dimension) not in labels]
+        self._balance()
+
+    def _balance(self) -> None:
+        self.validation = held = [row for row in self.known if held_out(row.input, self.share)]
+        self.rows, self.dropped = balance([row for row in self.known if not held_out(row.input, self.share)], self.seed)
         if not self.rows:
             raise UserError(
-                f"{annotations} holds nothing to learn from",
-                got=f"{len(known)} labels for training, {len(held)} of them held out, none in a balanced cell",
+                f"{self.named} holds nothing to learn from",
+                got=f"{len(self.known)} labels for training, {len(held)} of them held out, none in a balanced cell",
                 expected="Yes and No labels in at least one (dimension, source)",
                 do="label more videos (train.annotate), or lower --validation",
             )
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.rows)

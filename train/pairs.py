@@ -123,11 +123,13 @@ def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dic
 
 
 def warnings_of(report: dict[str, dict], scored: Scored, settings: PairSettings) -> list[str]:
-    """What to look at before training: no pairs, and one source that wins nearly all, but that real clips win against
-    what was made from them is no surprise."""
+    """What to look at before training: no pairs, scores that are no answers, and one source that wins nearly all,
+    but that real clips win against what was made from them is no surprise."""
     looked_at = [*DIMENSIONS, *(["full"] if settings.full in ("mined", "mean") else [])]
     found = [style_warning(report[dimension], dimension, scored.candidates.sources) for dimension in looked_at]
     empty = [f"{dimension}: no pairs" for dimension, told in report.items() if not told["pairs"]]
+    if (share := scored.facts["low_mass_share"]) > 0.5:
+        found.append(f"{100 * share:.0f} % of the scores are no answers: Yes and No have little of the probability")
     return [*empty, *(warning for warning in found if warning)]
 
 

@@ -9,14 +9,15 @@ windows of at most five seconds), least_mn ..., mass (probability of Yes and No 
 hashes `critic` and `views`. Nothing is scored twice by the same critic in the same views, however often the command is
 given and however many processes there are, unless its file has changed: rows have the `sha256` of videos.jsonl, or else
 that of the file with its size and time, and a row that `replaces` older ones counts in their place. A video that cannot
-be read, or whose score is no number (fp16 may overflow), is a row with `failed`. Before the first score a canary: lip
-sync must react to silence, to late sound, and to the adapter, on one of three clips.
+be read, or whose score is no number (fp16 may overflow), is a row with `failed`; one whose file is not there, or whose
+decoder was killed, has no row, is told at the end (exit code 2 of one process) and scored by the next run. Before the
+first score a canary: lip sync must react to silence, to late sound, and to the adapter, on one of three clips.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,17 +31,15 @@ from fantasy_core.critic.asked import FACES
 from fantasy_core.critic.critic import Critic, Score
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
-from fantasy_core.pair_rules import DIMENSIONS
 from fantasy_core.progress import Progress
 from train.distributed import join
 from train.journal import part_of, read_parts
 from train.run import command, made_from, setting, write_json
-from train.score_rows import Job, Row, failed_row, latest, left_to_do, read_with_state, row_of
-from train.scorers import CriticScorer, Scorer, Video, check_task, no_number, read_videos
+from train.score_rows import FEW, Job, Row, Tally, lasting, latest, left_to_do, read_with_state, rows_of
+from train.scorers import CriticScorer, Scorer, Video, check_task, read_videos
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FEW = 3  # videos that fail alike, before the critic is at fault and not they
 
 
 @dataclass(frozen=True)
@@ -151,24 +150,22 @@ def score_all(
         )
 
 
-def rows_of(told: Iterable[tuple[str, Score | UserError]], scorer: Scorer) -> Iterator[dict[str, Any]]:
-    """A row for every video. One whose score is no number has failed; where FEW have none and no other has one, the
-    critic is at fault: UserError, and no row for them."""
-    odd, numbers = [], False
-    for video, score in told:
-        if isinstance(score, UserError):
-            yield failed_row(video, score, scorer)
-        elif (error := no_number({f"z_{d}": score.z[d] for d in DIMENSIONS} | {"mass": score.mass})) is None:
-            numbers = True
-            yield row_of(video, score, scorer)
-        else:
-            odd.append(failed_row(video, error, scorer))
-            if len(odd) == FEW and not numbers:
-                raise error
-        if numbers:
-            yield from odd
-            odd = []
-    yield from odd
+def check_end(count: int, passing: dict[str, UserError], reasons: Sequence[str], any_score: bool) -> None:
+    """Raise UserError where videos have no row, or where all rows say that they failed."""
+    if passing:
+        raise UserError(
+            f"{len(passing)} of {count} videos could not be scored now and have no row",
+            got=some(f"{video}: {error.what} ({error.got})" for video, error in passing.items()),
+            expected="files that are there, and memory to decode them",
+            do="mend that and give the same command again: it scores the videos that have no row",
+        )
+    if reasons and not any_score:
+        raise UserError(
+            f"no video has a score: {len(reasons)} of {count} failed",
+            got=some(set(reasons)),
+            expected="videos that can be decoded",
+            do="mend the files and give the same command again (--again true for what is not a file's fault)",
+        )
 
 
 def run(settings: ScoreSettings, dry_run: bool) -> None:
@@ -185,19 +182,28 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
     print(f"{len(own)} of {len(videos)} videos for this process, {len(own) - len(jobs)} of them scored already")
     if remade := [name for name in replaces if not rows[name].get("failed")]:
         print(f"other files than were scored, scored again: {some(remade)}")
-    failed, files = 0, {}
+    tally, files, passing = Tally(settings.pool), {}, {}
     with part_of(settings.out, world.rank) as part, Progress("score", len(jobs), shown=world.is_main) as progress:
-        for row in rows_of(score_all(settings, jobs, scorer, files), scorer):
+        for row in rows_of(lasting(score_all(settings, jobs, scorer, files), passing), scorer):
             old = {name: count for name, count in [("replaces", replaces.get(row["video"]))] if count}
             part.append(row | files.pop(row["video"], {}) | old)
-            failed += "failed" in row
+            tally.add(row)
             progress.step(row["video"])
     if world.is_main:
         named = {name: str(getattr(settings, name)) for name in ("base", "critic", "judge", "engine")}
         told = {"critic": scorer.critic, "views": scorer.views, "given": named}
         write_json(settings.out / "scorer.json", told | {"made_from": made_from({"videos": settings.videos})})
-    print(f"{len(jobs)} scored, {failed} of them failed; rows are in {settings.out}")
+    tally.end()
+    print(f"{tally.count + len(tally.reasons)} scored, {len(tally.reasons)} of them failed; rows are in {settings.out}")
     print(f"critic {scorer.critic}, views {scorer.views}")
+    any_score = bool(tally.count) or any(not row.get("failed") for row in rows.values())
+    try:
+        check_end(len(jobs), passing, tally.reasons, any_score)
+    except UserError as error:
+        if world.size == 1:
+            raise
+        # no error here: torchrun stops all processes when one ends with one
+        print(f"warning: process {world.rank}: {error}", file=sys.stderr)
 
 
 def tell_plan(settings: ScoreSettings, videos: Sequence[Video]) -> None:

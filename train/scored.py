@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fantasy_core.critic.asked import LEAST_MASS
 from fantasy_core.errors import UserError, some
 from fantasy_core.pair_rules import DIMENSIONS, Candidates
 from train.tables import cut_off, is_parquet, read_columns
@@ -26,7 +27,7 @@ VIDEO_COLUMNS = {"video": str, "input": str, "source": str, "split": str, "sha25
 JUDGE = ("critic", "views")
 Z = tuple(f"z_{dimension}" for dimension in DIMENSIONS)
 SCORE_COLUMNS = {"video": str, **dict.fromkeys(Z, float), **dict.fromkeys((*JUDGE, "failed", "sha256"), str)}
-SCORE_COLUMNS["replaces"] = float
+SCORE_COLUMNS |= {"replaces": float, "mass": float}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,13 @@ class Scored:
     videos: pa.Array  # [n] ids
     inputs: pa.Array  # names, by candidates.input
     split: pa.DictionaryArray  # [n]
-    facts: dict[str, object]
+    facts: dict[str, Any]
 
 
 def read_scored(videos: Path, scores: Sequence[Path], critic: str | None = None, views: str | None = None) -> Scored:
     """The videos that have scores. `critic` and `views` (hashes or how they begin) choose among several. Raises
     UserError for files that do not belong together, and for a video or an input that is there twice."""
-    facts: dict[str, object] = {}
+    facts: dict[str, Any] = {}
     known = read_columns(videos, VIDEO_COLUMNS, needed=("video", "input"))
     table = read_scores(scores, {"critic": critic, "views": views}, facts, known)
     facts |= {"videos": len(known), "videos_without_row": len(known) - len(table)}
@@ -64,7 +65,7 @@ def read_scored(videos: Path, scores: Sequence[Path], critic: str | None = None,
 def read_scores(
     files: Sequence[Path],
     chosen: dict[str, str | None],
-    facts: dict[str, object],
+    facts: dict[str, Any],
     known: pa.Table | None = None,
     flags: str = "",
 ) -> pa.Table:
@@ -78,9 +79,13 @@ def read_scores(
     facts["cut_off_lines"] = sum(not is_parquet(file) and cut_off(file) > 0 for file in files)
     table = latest(of_files(of_one_judge(table, chosen, flags), known, facts))
     has_failed = pc.greater(pc.utf8_length(pc.fill_null(table["failed"], "")), 0)
-    scored = table.filter(pc.invert(has_failed)).select(["video", *Z])
+    told = table.filter(pc.invert(has_failed))
+    scored = told.select(["video", *Z])
     facts["failed_scores"] = len(table) - len(scored)
     facts["failed_share"] = (len(table) - len(scored)) / max(len(table), 1)
+    facts["low_mass"] = pc.sum(pc.less(told["mass"], LEAST_MASS)).as_py() or 0
+    facts["low_mass_share"] = facts["low_mass"] / max(len(told), 1)
+    facts["without"] = {dimension: scored[f"z_{dimension}"].null_count for dimension in DIMENSIONS}
     once = each_once(scored)
     facts["scored_again"] = len(scored) - len(once)
     return once
@@ -106,7 +111,7 @@ def of_one_judge(table: pa.Table, chosen: dict[str, str | None], flags: str) -> 
     )
 
 
-def of_files(table: pa.Table, known: pa.Table | None, facts: dict[str, object]) -> pa.Table:
+def of_files(table: pa.Table, known: pa.Table | None, facts: dict[str, Any]) -> pa.Table:
     """The rows that are not of another file than the one that is known; who does not tell the hash is believed."""
     import pyarrow.compute as pc
 
@@ -176,7 +181,7 @@ def joined(known: pa.Table, scores: pa.Table, where: str, videos: Path) -> pa.Ta
     return found.take(pc.sort_indices(scores["video"]))
 
 
-def encoded(found: pa.Table, facts: dict[str, object]) -> Scored:
+def encoded(found: pa.Table, facts: dict[str, Any]) -> Scored:
     """Names as numbers. Raises UserError for an input in two splits."""
     import pyarrow.compute as pc
 

@@ -4,6 +4,7 @@ they are by two hashes, `critic` and `views`."""
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from fantasy_core.critic.asked import Views
 from fantasy_core.critic.critic import Answer, Critic, Score, combine
 from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import RATE, Shown
-from fantasy_core.errors import UserError, some
+from fantasy_core.errors import NoFace, UserError, some
 from fantasy_core.pair_rules import DIMENSIONS
 from train.tables import rows_of
 
@@ -122,6 +125,17 @@ def read_window(job: tuple[Path, str]) -> Shown:
     return windows[0]
 
 
+def unseen(job: tuple[Path, Sequence[str]]) -> dict[str, str]:
+    """Why these dimensions of a video cannot be judged, for those that cannot. The whole file is decoded."""
+    path, dimensions = job
+    views = _reader["views"].only(dimensions)
+    try:
+        shown = show_file(path, views, _reader["finder"])
+    except NoFace:
+        shown = {}
+    return {dimension: "no face" for dimension, view in views.of.items() if not shown.get(view.name)}
+
+
 class CriticScorer:
     """batch: tokens of a batch, padding counted. task: face_landmarker.task, for views of the face."""
 
@@ -141,12 +155,33 @@ class CriticScorer:
         for view, asked in by_view.items():
             windows = [(number, window) for number, clip in enumerate(clips) for window in clip[view]]
             for group in by_tokens(windows, self.batch):
-                found = self.model.ask([window for _, window in group], asked)
+                found = self._ask([window for _, window in group], asked)
                 for (number, _), answer in zip(group, found, strict=True):
                     answers[number].append(answer)
                     left[number] -= 1
                     if not left[number]:
                         yield number, self._score(clips[number], answers[number])
+
+    def _ask(self, windows: Sequence[Shown], asked: Sequence[str]) -> list[Answer]:
+        """The answers of a batch, in halves where it does not fit into memory; later batches are no larger. Raises
+        UserError for one window that does not fit."""
+        tokens, half = max(window.tokens for window in windows) * len(windows), len(windows) // 2
+        if not half or tokens <= self.batch:
+            try:
+                return self.model.ask(windows, asked)
+            except torch.OutOfMemoryError as error:
+                why = str(error).partition("\n")[0]
+            torch.cuda.empty_cache()  # out here the error is gone, and with it what its frames held
+            if not half:
+                raise UserError(
+                    "the memory of the device is too small for one window of a video",
+                    got=why,
+                    expected="the model's weights and a few GiB",
+                    do="give --views shared or --dtype bf16, or a device with more memory",
+                )
+            self.batch = tokens // 2
+            print(f"out of memory with {tokens} tokens ({why}): --batch {self.batch} from here on", file=sys.stderr)
+        return self._ask(windows[:half], asked) + self._ask(windows[half:], asked)
 
     def _score(self, clip: dict[str, list[Shown]], answers: Sequence[Answer]) -> Score:
         """The score of a clip; a dimension whose view has no window, for want of a face, has none."""
@@ -165,10 +200,10 @@ class CriticScorer:
         late[LATE:], late[:LATE] = window.sound[:-LATE], 0
         told = {"own": window, "silence": Shown(window.frames, window.fps, mute)}
         told["late"] = Shown(window.frames, window.fps, late)
-        z = {name: self.model.ask([one], ["ls"])[0].z["ls"] for name, one in told.items()}
+        z = {name: self._ask([one], ["ls"])[0].z["ls"] for name, one in told.items()}
         adapted = hasattr(self.model.model, "disable_adapter")
         with self.model.without_adapter:
-            z |= {"adapter off": self.model.ask([window], ["ls"])[0].z["ls"]} if adapted else {}
+            z |= {"adapter off": self._ask([window], ["ls"])[0].z["ls"]} if adapted else {}
         if error := no_number(z):
             raise error
         still = [name for name in z if name != "own" and abs(z[name] - z["own"]) < MOVES]

@@ -18,6 +18,7 @@ from ..pair_rules import DIMENSIONS
 
 FACES = ("found", "whole")  # what views of the face show: the face, or all of the frame
 HERE = Path(__file__).parent
+LEAST_MASS = 0.5  # of all probability on Yes and No; a critic below it does not answer the question
 BEFORE = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<|vision_bos|>"
 AFTER = "{question}<|im_end|>\n<|im_start|>assistant\n"
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from ..manifest import sha256
 from ..pair_rules import DIMENSIONS
 from .about import ADAPTER, check_trained, merged_about, read_about, taught, views_for
-from .asked import Questions, Views, read_questions
+from .asked import LEAST_MASS, Questions, Views, read_questions
 from .front_end import FrontEnd
 from .shown import Shown
 from .thinker import answer_logits, answers_to_all, fingerprint, load_adapter, load_thinker, load_tokenizer
 
 NEEDS_SOUND = ("ls",)
-LEAST_MASS = 0.5  # of all probability on Yes and No; a critic below it does not answer the question
 
 
 @dataclass(frozen=True)
