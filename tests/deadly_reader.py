@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fantasy_core.errors import UserError
+from train.scorers import Video
 
 
 def die_over(job: Path) -> str:
@@ -37,3 +38,10 @@ def cannot_begin(error: Exception) -> None:
 
 def die_over_pair(job: tuple[Path, str]) -> str:
     return die_over(job[0])
+
+
+def die_over_big(job: tuple[Path, Video]) -> str:
+    """The id of a job of train.score; dies over `big`, as the system kills where memory is short."""
+    if job[1].video == "big":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job[1].video

@@ -25,7 +25,7 @@ SMALL = Size(
     clips=3,
     margin=0,
     mean_margin=0,
-    mined_margin=-9,
+    mined_margin=0,
 )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
+from deadly_reader import die_over_big
 from test_score import arguments, rows, world  # noqa: F401
 
 from fantasy_core.critic.critic import Score
@@ -60,15 +59,8 @@ def test_where_no_video_has_a_score_something_is_wrong(world, tmp_path, capsys):
     assert stage.main(given) == 0 and "failed" in rows(tmp_path / "out")["b"]
 
 
-def killed(job):
-    """As the system does where memory is short."""
-    if job[1].video == "big":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return job[1].video
-
-
 class Reader:
-    critic, views, read, prepare, given = "c", "v", staticmethod(killed), None, ()
+    critic, views, read, prepare, given = "c", "v", staticmethod(die_over_big), None, ()
 
     def scores(self, clips):
         z = dict.fromkeys(("mn", "ls", "vq"), 1.0)
