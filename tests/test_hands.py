@@ -121,6 +121,38 @@ def test_another_shape_is_refused():
         measured(np.zeros((5, 2, 20, 3)), SIZE, TIMES[:5])
 
 
+def test_a_cut_is_no_motion():
+    """Both hands jump by 100 px at frame 30, where a new scene begins: taken as one scene this is a variance of
+    100^2 * 0.6 * 0.4. A circle of 7 px in the first scene is 49 px^2 there, in 30 of 50 frames."""
+    scene = np.repeat([0, 1], [30, 20])
+    jump = hands(lambda t: (100.0 * (t >= 30), 0.0))
+    assert measured(jump, SIZE, TIMES).values["hkv"] == pytest.approx(2400)
+    still = measured(jump, SIZE, TIMES, scene).values
+    assert [still[name] for name in ("hkv", "hkv_std", "hkv_rel", "hand_step")] == pytest.approx([0] * 4, abs=1e-9)
+    turn = circle(7, 30)
+    moved = hands(lambda t: turn(t) if t < 30 else (100.0, 0.0))
+    assert measured(moved, SIZE, TIMES, scene).values["hkv"] == pytest.approx(49 * 30 / 50)
+
+
+def test_short_scenes_have_no_variance():
+    found = measured(hands(frames=14), SIZE, TIMES[:14], np.repeat([0, 1], 7))
+    assert found.values["hkv"] is None and found.reasons["hkv"] == "a hand in 7 frames, 8 are needed"
+
+
+def test_the_metric_finds_cuts():
+    """Black turns to white at frame 10 of 20, where the hand is 100 px away: two still scenes."""
+    frames = np.zeros((20, 64, 64, 3), np.uint8)
+    frames[10:] = 255
+
+    def read(frame):
+        return np.stack([hand(20 + 100 * (frame[0, 0, 0] > 0), 20), np.full((21, 3), np.nan)])
+
+    metric = HandMotion(GivenHands(read, "first pixel"))
+    found = metric.measure(Video(Path("a.mp4"), frames, np.arange(20) / 25))
+    assert found.values["hkv"] == pytest.approx(0, abs=1e-9) and found.values["hand_step"] == pytest.approx(0)
+    assert metric.settings["cuts"] == "part scenes"
+
+
 def test_the_metric_reads_frames():
     """A detector that finds a hand where the frame's first pixel says: 10 px to the right from the ninth frame on."""
     frames = np.zeros((16, 64, 64, 3), np.uint8)

@@ -145,6 +145,20 @@ def test_a_row_of_several_videos_is_of_none(tmp_path):
     assert [metric.measure(video(path=path)).values["iqa"] for path in both] == [3, 4]
 
 
+def test_links_are_known_by_their_own_names(tmp_path):
+    """A folder of a method may be links to files of other names, even to one and the same."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "0001.mp4").touch()
+    links = [tmp_path / method / "a.mp4" for method in ("ours", "theirs")]
+    for link in links:
+        link.parent.mkdir()
+        link.symlink_to(tmp_path / "files" / "0001.mp4")
+    rows = [{"video": "ours/a.mp4", "metric": "iqa", "value": 3}, {"video": "theirs/a", "metric": "iqa", "value": 4}]
+    metric = ScoreFile(written(tmp_path, ".json", rows))
+    metric.among(links)
+    assert [metric.measure(video(path=link)).values["iqa"] for link in links] == [3, 4]
+
+
 def test_scales_never_mix(tmp_path):
     """0.875 is 4.5 of 1..5; read as 1..5 it is out of range, as 4.5 is of 0..1."""
     path = written(tmp_path, ".json", [{"video": "a", "metric": "iqa", "value": 0.875}])

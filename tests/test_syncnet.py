@@ -193,12 +193,12 @@ def make(weights, faces=whole_frame, **told) -> SyncNet:
 
 
 def test_a_video_is_measured_from_end_to_end(weights):
-    """11 frames of 23 a second last 11.96 frames of 25: 11 of them, less a window of 5, are 6 comparisons. The numbers
-    are those of the network by hand."""
+    """11 frames of 23 a second last 11.96 frames of 25: 11 of them, less a window of 5, are 6 comparisons. Each is the
+    frame shown in the middle of its 1/25 s. The numbers are those of the network by hand."""
     video, metric = talking(11, fps=23.0), make(weights)
     found = metric.measure(video)
     network = Network(SyncNetModel, weights, "SyncNet").open()
-    taken = np.searchsorted(video.times, np.arange(11) / 25 + 1e-6, side="right") - 1
+    taken = np.searchsorted(video.times, (np.arange(11) + 0.5) / 25, side="right") - 1
     faces = crops(video.frames[taken], FaceTrack(0, np.tile([0.0, 0.0, 64.0, 64.0], (11, 1)), 11)).float()
     assert video.sound is not None
     cepstra = torch.from_numpy(mfcc(np.round(video.sound[: 11 * 640].astype(np.float64) * 32768))).float()
@@ -212,6 +212,24 @@ def test_a_video_is_measured_from_end_to_end(weights):
     assert found.values["sync_d"] == pytest.approx(float(mean.min()), rel=1e-4)
     assert found.values["sync_c"] == pytest.approx(float(mean.median() - mean.min()), rel=1e-3, abs=1e-4)
     assert found.values["sync_c_valid"] is None and set(found.values) == set(metric.columns)
+
+
+def test_pictures_of_another_rate_do_not_lag(weights):
+    """A frame of 23 fps that is shown in the middle of 1/25 s began 1/46 s before that on average: -1.7 ms against the
+    sound. What is shown at its beginning would lag by 21.7 ms, half a frame, which is an offset of its own."""
+    seen = []
+
+    def noted(frame: np.ndarray):
+        seen.append(int(frame[0, 0, 0]))
+        return whole_frame(frame)
+
+    video = talking(92, fps=23.0)
+    video.frames[:, 0, 0, 0] = np.arange(92)
+    found = make(weights, faces=noted)
+    found.measure(video)
+    lag = video.times[seen] - np.arange(len(seen)) / 25
+    assert len(seen) == 100 and lag.mean() == pytest.approx(0.5 / 25 - 0.5 / 23, abs=1e-3)
+    assert found.settings["moment"] == 0.5
 
 
 def test_what_cannot_be_judged_is_named(weights):

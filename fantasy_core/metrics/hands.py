@@ -11,6 +11,9 @@ score, if the detector gives scores, is 0.3 or more. Lengths are in pixels of a 
 - `hand_step`: mean way of a joint in 1/25 s, px, between neighbouring frames in which its hand is present.
 - `hand_presence`: share of frames times two in which a hand is present.
 
+A scene cut is no motion: variances are taken in each scene by itself, about the hand's mean there, and weigh by the
+frames in it (scenes in which the hand is present for fewer than 8 frames are left out); steps over a cut are left out.
+
 Published values of HKV run from 25 to 169: detectors and scales differ, so compare only numbers with equal settings.
 """
 
@@ -24,6 +27,7 @@ import numpy as np
 
 from .contract import Measured, Video
 from .networks import Held
+from .sampling import scenes
 
 Array = np.ndarray
 Hands = Callable[[Array], Array]  # frame uint8 [H, W, 3], RGB -> [2, 21, 3] in pixels, NaN for what is absent
@@ -71,6 +75,7 @@ class HandMotion:
             "least_hand_score": LEAST_SCORE,
             "least_frames": LEAST_FRAMES,
             "short_side": int(SHORT),
+            "cuts": "part scenes",
         }
 
     def open(self) -> None:
@@ -83,23 +88,28 @@ class HandMotion:
             return Measured(dict.fromkeys(COLUMNS), dict.fromkeys(COLUMNS, "0 frames"))
         hands = self._hands.open()
         found = np.stack([hands(frame) for frame in video.frames])
-        return measured(found, video.frames.shape[1:3], video.times, scored=self._detector.scored)
+        scene = scenes(video, np.arange(len(video.frames)))
+        return measured(found, video.frames.shape[1:3], video.times, scene, scored=self._detector.scored)
 
 
-def measured(keypoints: Array, size: tuple[int, ...], times: Array, *, scored: bool = True) -> Measured:
-    """All columns of keypoints [T, 2, 21, 3] in pixels of frames of `size` (height, width), shown from `times` [T] on.
+def measured(
+    keypoints: Array, size: tuple[int, ...], times: Array, scene: Array | None = None, *, scored: bool = True
+) -> Measured:
+    """All columns of keypoints [T, 2, 21, 3] in pixels of frames of `size` (height, width), shown from `times` [T] on,
+    each of scene number `scene` [T] (default: one scene).
 
     Raises ValueError for another shape.
     """
     keypoints = np.asarray(keypoints, np.float64)
     if keypoints.shape[1:] != (2, JOINTS, 3) or len(keypoints) != len(times):
         raise ValueError(f"keypoints {keypoints.shape} of {len(times)} frames, [T, 2, {JOINTS}, 3] expected")
+    scene = np.zeros(len(times), int) if scene is None else scene
     here = present(keypoints, scored)
     places = keypoints[..., :2] * (SHORT / min(size))
     said = {
         "hkc": _hkc(keypoints, here, scored),
-        **_variances(places, here),
-        "hand_step": _step(places, here, np.asarray(times, np.float64)),
+        **_variances(places, here, scene),
+        "hand_step": _step(places, here, np.asarray(times, np.float64), scene),
     }
     values = {column: value if isinstance(value, float) else None for column, value in said.items()}
     reasons = {column: value for column, value in said.items() if isinstance(value, str)}
@@ -120,27 +130,34 @@ def _hkc(keypoints: Array, here: Array, scored: bool) -> float | str:
     return float(keypoints[..., 2][here].mean()) if here.any() else "no hand in any frame"
 
 
-def _variances(places: Array, here: Array) -> dict[str, float | str]:
+def _variances(places: Array, here: Array, scene: Array) -> dict[str, float | str]:
     """hkv, hkv_std and hkv_rel of places [T, 2, 21, 2], or why not."""
     spread, fingers = [], []
     for hand in range(2):
-        joints = places[here[:, hand], hand]  # [t, 21, 2]
-        if len(joints) >= LEAST_FRAMES:
-            spread.append(joints.var(0).sum(1))
-            relative = np.delete(joints - joints[:, WRIST : WRIST + 1], WRIST, 1)
-            palm = np.linalg.norm(joints[:, KNUCKLE] - joints[:, WRIST], axis=1).mean()
-            fingers.append(relative.var(0).sum(1) / max(palm, 1e-6) ** 2)
+        known = [places[here[:, hand] & (scene == number), hand] for number in np.unique(scene)]  # each [t, 21, 2]
+        known = [joints for joints in known if len(joints) >= LEAST_FRAMES]
+        if known:
+            frames = np.array([len(joints) for joints in known])
+            spread.append(np.average([joints.var(0).sum(1) for joints in known], 0, frames))
+            fingers.append(np.average([_fingers(joints) for joints in known], 0, frames))
     if not spread:
-        most = int(here.sum(0).max()) if len(here) else 0
+        most = max((int(here[scene == number].sum(0).max()) for number in np.unique(scene)), default=0)
         why = f"a hand in {most} frames, {LEAST_FRAMES} are needed" if most else "no hand in any frame"
         return dict.fromkeys(("hkv", "hkv_std", "hkv_rel"), why)
     numbers = (np.mean(spread), np.mean(np.sqrt(spread)), np.mean(fingers))
     return dict(zip(("hkv", "hkv_std", "hkv_rel"), map(float, numbers), strict=True))
 
 
-def _step(places: Array, here: Array, times: Array) -> float | str:
+def _fingers(joints: Array) -> Array:
+    """Variance [20] of the joints [t, 21, 2] beside the wrist, relative to it, in squared palms."""
+    relative = np.delete(joints - joints[:, WRIST : WRIST + 1], WRIST, 1)
+    palm = np.linalg.norm(joints[:, KNUCKLE] - joints[:, WRIST], axis=1).mean()
+    return relative.var(0).sum(1) / max(palm, 1e-6) ** 2
+
+
+def _step(places: Array, here: Array, times: Array, scene: Array) -> float | str:
     """hand_step of places [T, 2, 21, 2], or why not."""
-    both = here[1:] & here[:-1]  # [T - 1, 2]
+    both = here[1:] & here[:-1] & (np.diff(scene) == 0)[:, None]  # [T - 1, 2]
     if not both.any():
         return "no hand in two neighbouring frames" if here.any() else "no hand in any frame"
     way = np.linalg.norm(np.diff(places, axis=0), axis=-1).mean(2)  # [T - 1, 2]

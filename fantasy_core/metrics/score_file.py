@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class ScoreFile:
     def among(self, paths: Iterable[Path]) -> None:
         """All videos that will be asked for: a row that fits several of them is of none."""
         self._asked: dict[str, list[Path]] = {}
-        for path in dict.fromkeys(path.resolve() for path in paths):
+        for path in dict.fromkeys(map(plain, paths)):
             for name in self._fitting(path)[:1]:
                 self._asked.setdefault(name, []).append(path)
 
@@ -90,17 +91,22 @@ class ScoreFile:
 
     def _fitting(self, path: Path) -> list[str]:
         """The rows' names that fit best: by the most last parts of the path."""
-        whole, found = path.resolve().parts, {}
+        whole, found = plain(path).parts, {}
         for name in self._scores:
             if fitting := _ends_in(whole, Path(name)):
                 found.setdefault(fitting, []).append(name)
         return found[max(found)] if found else []
 
 
+def plain(path: Path) -> Path:
+    """The whole path as it was named: a link is not followed, for its name may be the only one that tells the method."""
+    return Path(os.path.abspath(path))
+
+
 def _ends_in(whole: tuple[str, ...], name: Path) -> int:
     """By how many last parts a path's parts agree with a row's name, with or without the file's suffix; 0 if they do
     not."""
-    last = name.resolve().parts if name.is_absolute() else tuple(part for part in name.parts if part != "..")
+    last = plain(name).parts if name.is_absolute() else tuple(part for part in name.parts if part != "..")
     if len(last) > len(whole) or last[:-1] != whole[len(whole) - len(last) : -1]:
         return 0
     return len(last) if last[-1] in (whole[-1], Path(whole[-1]).stem) else 0
