@@ -16,7 +16,7 @@ from torch import Tensor
 from ..fantasy_core.critic.asked import Views
 from ..fantasy_core.critic.critic import Critic
 from ..fantasy_core.critic.folders import adapter_folders, omni_folders, stamp
-from ..fantasy_core.critic.in_memory import Clip, face_of_landmarks, face_of_mask, show_clip
+from ..fantasy_core.critic.in_memory import face_of_landmarks, face_of_mask, show_clip
 from ..fantasy_core.critic.report import report
 from ..fantasy_core.critic.shown import Box
 from ..fantasy_core.errors import UserError
@@ -24,6 +24,7 @@ from ..fantasy_core.pair_rules import DIMENSIONS
 from . import CRITICS, LLM
 from .audio_nodes import CATEGORY
 from .critic_model import ManagedCritic
+from .video_clip import clip_of
 
 TalkingCritic, FaceLandmarks = io.Custom("TALKING_CRITIC"), io.Custom("FACE_LANDMARKS")
 NO_ADAPTER, OWN_VIEWS = "none", "the adapter's own"
@@ -168,23 +169,6 @@ def face_inputs() -> list[io.Input]:
         FaceLandmarks.Input("face_landmarks", optional=True, tooltip="of the frames, or of the portrait alone"),
         io.Mask.Input("face_mask", optional=True, tooltip="the face, in place of landmarks"),
     ]
-
-
-def clip_of(video, images, audio, fps: float) -> Clip:
-    """What is connected: a VIDEO, or an IMAGE batch with or without AUDIO."""
-    if video is not None:
-        components = video.get_components()
-        images, audio, fps = components.images, components.audio, float(components.frame_rate)
-    if images is None or not len(images):
-        raise UserError(
-            "there is nothing to judge",
-            got="no frames" if images is None else "a batch without frames",
-            expected="a video, or images with their fps (and audio, for lip sync)",
-            do="connect Create Video or Load Video",
-        )
-    if audio is None:
-        return Clip(images, fps)
-    return Clip(images, fps, audio["waveform"][0], audio["sample_rate"])
 
 
 def face_in(

@@ -11,7 +11,8 @@ from ..fantasy_core.errors import UserError
 from ..fantasy_core.pair_rules import DIMENSIONS
 from .audio_nodes import CATEGORY
 from .critic_model import ManagedCritic
-from .critic_nodes import TalkingCritic, clip_of, face_in, face_inputs, progress
+from .critic_nodes import TalkingCritic, face_in, face_inputs, progress
+from .video_clip import clip_of
 
 MOST_TAKES = 32
 NAMED = ("motion_naturalness", "lip_sync", "visual_quality")  # as DIMENSIONS

@@ -21,7 +21,8 @@ from ..fantasy_core.metrics.lip_check import (
 )
 from ..fantasy_core.metrics.lip_plot import draw_lips
 from .audio_nodes import CATEGORY
-from .critic_nodes import FaceLandmarks, clip_of
+from .critic_nodes import FaceLandmarks
+from .video_clip import clip_of
 
 
 class LipSyncCheck(io.ComfyNode):
@@ -65,6 +66,7 @@ class LipSyncCheck(io.ComfyNode):
             openings,
             how,
             lambda done, of: bar.update_absolute(done, of),
+            clip.times,
         )
         warnings = (
             ["images were not looked at: a video is connected"] if video is not None and images is not None else []

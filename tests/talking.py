@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import wave
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -72,4 +73,28 @@ def write_footage(path: Path, frames: Tensor, sound: np.ndarray | None, fps: flo
                 file.writeframes((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
         with VideoWriter(path, fps, sound=None if sound is None else f"{place}/sound.wav") as writer:
             writer.write(frames)
+    return path
+
+
+def write_placed(path: Path, times: np.ndarray, sound: np.ndarray, begins: float) -> Path:
+    """An mkv of grey pictures shown from `times` [T] (whole milliseconds, in seconds) on, and of a mono sound at 16 kHz
+    that begins at `begins`."""
+    import av
+
+    with av.open(str(path), "w") as made:
+        pictures, heard = made.add_stream("mpeg4", rate=25), made.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
+        pictures.codec_context.time_base = Fraction(1, 1000)
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            made.mux(pictures.encode(frame))
+        made.mux(pictures.encode(None))
+        samples = (np.clip(sound, -1, 1) * 32767).astype(np.int16)[None]
+        for start in range(0, samples.shape[1], 1024):
+            piece = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="s16", layout="mono")
+            piece.sample_rate, piece.pts = RATE, start + round(begins * RATE)
+            piece.time_base = Fraction(1, RATE)
+            made.mux(heard.encode(piece))
+        made.mux(heard.encode(None))
     return path

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfyui import inside_comfyui, need_comfyui
 from drawn_faces import ellipse, face
-from talking import openings, voice
+from talking import openings, voice, write_placed
 
 from fantasy_core.metrics.lip_check import LANDMARKS, check_lips, openings_of_landmarks
 from fantasy_core.metrics.lip_plot import draw_lips
@@ -28,7 +28,13 @@ def given() -> dict[str, torch.Tensor]:
         "sound": torch.from_numpy(sound),
         "landmarks": torch.from_numpy(np.stack([face(60, 60, 20, opening=6 * one) for one in mouth])),
         "masks": torch.stack([ellipse(4 + 12 * float(one), 20, 64) for one in mouth]),
+        "uneven": torch.from_numpy(uneven()),
     }
+
+
+def uneven() -> np.ndarray:
+    """150 frames, 75 of them at 20 a second and 75 at 33: 25 on average. Seconds, in whole milliseconds."""
+    return np.round(np.cumsum([0.0] + [1 / 20] * 75 + [1 / 33] * 74), 3)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,13 @@ def found(given, tmp_path_factory) -> dict:
     need_comfyui()
     folder = tmp_path_factory.mktemp("lips")
     torch.save(given, folder / "given.pt")
-    return inside_comfyui("lip_cases", folder, folder / "given.pt")
+    sound, frames = given["sound"].numpy(), np.arange(150) / 25
+    files = (
+        write_placed(folder / "late.mkv", frames, sound, 0.2),
+        write_placed(folder / "early.mkv", frames + 0.2, sound, 0.0),
+        write_placed(folder / "uneven.mkv", uneven(), sound, 0.0),
+    )
+    return inside_comfyui("lip_cases", folder, folder / "given.pt", *files)
 
 
 @pytest.mark.parametrize("case", ["video", "images", "masks", "both", "stereo"])
@@ -54,6 +66,22 @@ def test_the_numbers_and_the_plot_are_the_cores(found, given):
     assert plot.shape[0] == 1 and plot.dtype == torch.float32 and plot.min() >= 0 and plot.max() <= 1
     drawn = torch.from_numpy(np.asarray(draw_lips(expected)) / 255)
     assert plot[0].shape == drawn.shape and (plot[0] - drawn).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "case,offset", [("file, late sound", LATE - 5), ("file, early sound", LATE + 5), ("file, trimmed", LATE - 5)]
+)
+def test_a_file_is_placed_by_its_own_times(found, case, offset):
+    """A voice that begins 0.2 s (5 frames) after the picture, or before it: the mouth, three frames late at first, is
+    so much earlier or later. Frames 10 to 139 of the former are no different. ComfyUI's components start both at 0."""
+    assert found[case][0] == offset and 0.6 < found[case][1] <= 1
+
+
+def test_frames_of_a_varying_rate_are_placed_by_their_times(found):
+    """Frames of the mouth at their times: three frames of 1/25 s late, though evenly placed they would be up to 0.7 s
+    away from the voice."""
+    assert found["file, uneven"][0] == LATE and found["file, uneven"][1] > 0.6
+    assert "at 25 fps" in found["told"]["file, uneven"]
 
 
 def test_what_wins_is_told(found):

@@ -19,12 +19,14 @@ from .shown import Box, Shown, face_box, show
 
 @dataclass(frozen=True)
 class Clip:
-    """images [T, H, W, 3 or more] in 0..1 at `fps`; sound [channels, n] at `rate`, from the first frame on, or None."""
+    """images [T, H, W, 3 or more] in 0..1 at `fps`, or shown from `times` [T] (seconds) on; sound [channels, n] at
+    `rate`, from the first frame on, or None."""
 
     images: Tensor
     fps: float
     sound: Tensor | None = None
     rate: int = 0
+    times: np.ndarray | None = None
 
     @property
     def voice(self) -> np.ndarray | None:
@@ -40,7 +42,8 @@ class Clip:
 def show_clip(clip: Clip, views: Views, dimensions: Sequence[str], face: Box | None = None) -> dict[str, list[Shown]]:
     """The windows of a clip in those views in which the dimensions are asked. face: what views of the face show;
     without one they show all of the frame."""
-    frames = ((number / clip.fps, as_bytes(image)) for number, image in enumerate(clip.images))
+    times = np.arange(len(clip.images)) / clip.fps if clip.times is None else clip.times
+    frames = ((float(time), as_bytes(image)) for time, image in zip(times, clip.images, strict=True))
     return show(frames, len(clip.images) / clip.fps, clip.voice, views.only(dimensions), face)
 
 

@@ -6,7 +6,7 @@ writing are streamed: memory does not grow with the length of a video. Every fau
 
 from .files import check_file, replacing
 from .images import contact_sheet, fit_image, parse_size, read_image
-from .read import rational, read_audio, read_video, video_header, video_seconds, video_size
+from .read import frame_times, rational, read_audio, read_video, video_header, video_seconds, video_size
 from .write import VideoWriter, write_wav
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "check_file",
     "contact_sheet",
     "fit_image",
+    "frame_times",
     "parse_size",
     "rational",
     "read_audio",

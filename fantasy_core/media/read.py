@@ -116,10 +116,25 @@ def video_header(path: str | Path) -> tuple[float, bool]:
         return float(seconds), bool(container.streams.audio)
 
 
+def frame_times(path: str | Path) -> list[Fraction]:
+    """When each frame of a video is shown, in seconds by the file's clock (the first need not be at 0), in order, by
+    its packets; no frame is decoded."""
+    with _container(path, "video") as container:
+        stream = _picture_stream(container)
+        if stream is None:
+            raise broken(Path(path), "video", "a file without moving pictures")
+        return [pts * stream.time_base for pts in _stamps(container, stream)]
+
+
+def _stamps(container, stream) -> list[int]:
+    """The time stamps of the frames that are shown, in order."""
+    return sorted(p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard)
+
+
 def _shown_seconds(container, stream) -> float:
     """From the first frame's time to the last one's end. What a file without lengths of its tracks states as its own
     (mkv, webm) is that of the longest track, and counts from before a picture that comes late."""
-    times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+    times = _stamps(container, stream)
     if len(times) < 2:
         return 0.0
     return float((times[-1] - times[0]) * stream.time_base) * len(times) / (len(times) - 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..lips import choose, mouth_opening
 from ..media.cuts import CHANGE, cuts, differences
+from .lip_offset import FPS, at_25
 from .lip_sync import CHANCE, MOST_LAG, LipSync, band_loudness, lip_sync
 
 Array = np.ndarray
@@ -64,10 +65,12 @@ def check_lips(
     openings: Array,
     how: str,
     told: Callable[[int, int], None] = lambda done, of: None,
+    times: Array | None = None,
 ) -> LipCheck:
     """images [T, H, W, 3 or more] in 0..1, whose openings [T] are known; voice [n] at `rate` from the first frame on.
-    told: is given how many of how many frames are done, and may raise. Raises UserError where openings are not as many
-    as images."""
+    told: is given how many of how many frames are done, and may raise. times [T]: when each frame is shown, where that
+    is known; if they are not even, openings are taken from them at 25 a second. Raises UserError where openings are not
+    as many as images."""
     if len(openings) != len(images):
         raise UserError(
             "lips and frames are not as many",
@@ -76,23 +79,33 @@ def check_lips(
             do="make them from the very frames that are checked",
         )
     reason = None if voice is not None else "no sound, or silence"
-    reason = reason or scene_cut(images, fps, told)
+    reason = reason or scene_cut(images, np.arange(len(images)) / fps if times is None else times, told)
+    if times is not None and not even(times):
+        openings, fps = at_25(openings, times), float(FPS)
     if voice is None or reason is not None:
         loudness = None if voice is None else _loudness(voice, rate, fps, len(openings))
-        return LipCheck(openings, loudness, LipSync(None, None, None, len(images) / fps, fps, reason), how)
+        return LipCheck(openings, loudness, LipSync(None, None, None, len(openings) / fps, fps, reason), how)
     loudness = _loudness(voice, rate, fps, len(openings))
     return LipCheck(openings, loudness, lip_sync(openings, fps, voice, rate), how)
 
 
-def scene_cut(images: Tensor, fps: float, told: Callable[[int, int], None]) -> str | None:
+def even(times: Array) -> bool:
+    """Whether frames shown at `times` [T] are nowhere half a frame from where a constant rate has them."""
+    if len(times) < 2:
+        return True
+    places = np.linspace(times[0], times[-1], len(times))
+    return bool(np.abs(times - places).max() <= 0.5 * (places[1] - places[0]))
+
+
+def scene_cut(images: Tensor, times: Array, told: Callable[[int, int], None]) -> str | None:
     """Where the first scene cut is, or None."""
 
     def pictures():
         for number, image in enumerate(images):
             told(number + 1, len(images))
-            yield number / fps, image[..., :3].movedim(-1, 0).float().cpu()
+            yield float(times[number]), image[..., :3].movedim(-1, 0).float().cpu()
 
-    times, difference = differences(pictures())
+    _, difference = differences(pictures())
     found = cuts(difference, CHANGE)
     return f"a scene cut at {times[found[0]]:.2f} s" if found else None
 

@@ -1,4 +1,5 @@
-"""Runs inside ComfyUI: Lip Sync Check; files: given.pt."""
+"""Runs inside ComfyUI: Lip Sync Check; files: given.pt, then videos whose sound begins late, early, and one of a varying
+frame rate."""
 
 import start
 from fractions import Fraction
@@ -9,7 +10,7 @@ import torch
 from comfy_api.latest import InputImpl, Types
 from pack import load_pack
 
-(given_file,) = start.files
+given_file, late, early, uneven = start.files
 pack = load_pack()
 Check = pack("nodes.lip_sync_node").LipSyncCheck
 UserError = pack("fantasy_core.errors").UserError
@@ -22,6 +23,15 @@ points = {"frames": [[{"landmarks_xy": face.numpy()}] for face in given["landmar
 
 def video(sound=audio):
     return InputImpl.VideoFromComponents(Types.VideoComponents(images, Fraction(25), sound))
+
+
+def placed(times) -> dict:
+    """The landmarks of frames shown at `times` [T] seconds, from those of 25 a second."""
+    at = (times * 25).clamp(max=len(given["landmarks"]) - 1)
+    below = at.long().clamp(max=len(given["landmarks"]) - 2)
+    between = (at - below)[:, None, None]
+    faces = given["landmarks"][below] * (1 - between) + given["landmarks"][below + 1] * between
+    return {"frames": [[{"landmarks_xy": face.numpy()}] for face in faces], "image_size": (128, 128)}
 
 
 def check(name: str, **inputs) -> None:
@@ -46,6 +56,11 @@ with torch.inference_mode():
     check("no face", video=video(), face_landmarks={**points, "frames": [[]] * len(images)})
     stereo = {"waveform": torch.stack([given["sound"], 0 * given["sound"]])[None], "sample_rate": 16000}
     check("stereo", images=images, audio=stereo, face_landmarks=points)
+    check("file, late sound", video=InputImpl.VideoFromFile(str(late)), face_landmarks=points)
+    check("file, early sound", video=InputImpl.VideoFromFile(str(early)), face_landmarks=points)
+    trimmed = InputImpl.VideoFromFile(str(late), start_time=0.4, duration=5.2)
+    check("file, trimmed", video=trimmed, face_landmarks={**points, "frames": points["frames"][10:140]})
+    check("file, uneven", video=InputImpl.VideoFromFile(str(uneven)), face_landmarks=placed(given["uneven"]))
     refused("damaged", images=images, audio={**audio, "waveform": audio["waveform"] * torch.nan}, face_landmarks=points)
     refused("no lips", video=video())
     refused("other frames", video=video(), lip_mask=given["masks"][:1])
