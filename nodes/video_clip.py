@@ -18,7 +18,6 @@ from ..fantasy_core.critic.in_memory import Clip
 from ..fantasy_core.errors import NoSound, UserError
 from ..fantasy_core.media import frame_times, read_audio
 
-
 TOUCH = Fraction(1, 10**6)  # seconds: the ends of a trim are floats
 
 

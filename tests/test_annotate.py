@@ -12,9 +12,9 @@ import pytest
 from fantasy_core.errors import UserError
 from fantasy_core.pair_rules import DIMENSIONS
 from train import annotate
-from train.annotate import Listed
 from train.annotations import Vote, read_annotations
 from train.label_studio import FOLDER, LAST_WORDS, PROJECTS, question, read_export
+from train.shown_videos import Listed
 from train.splits import split_of
 
 # ---- Label Studio ----

@@ -10,6 +10,10 @@ import. Label Studio must be started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABL
 LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT at --root, and the project needs a folder below it, the one with the videos, as
 source storage "Local files" (added, not synchronised). Three people label every video; export as JSON.
 
+A study is blind: raters get the videos, one of each method (`source`) for each clip (`input`), in the folder
+study_videos of --out, by names that tell neither (--root is --out there, if it is not given). study_videos.jsonl
+tells them apart again: keep it to yourself and give it to `train.evaluate --ratings export.json --videos` later.
+
 `adjudicate` takes that export, or a CSV `video,dimension,a1,a2,a3,arbiter` with 0, 1 or nothing. Three equal votes are
 a label; all else waits, in todo.jsonl and as arbiter_tasks.json with arbiter.xml, for a fourth person, whose vote
 decides alone; give the export of that project as --arbiter. Written are annotations.jsonl, a row for each video and
@@ -30,28 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from fantasy_core.errors import UserError, some
-from fantasy_core.manifest import sha256
 from fantasy_core.media import check_file
 from fantasy_core.pair_rules import DIMENSIONS
-from fantasy_core.progress import Progress
 from train.annotations import VOTES, Annotation, Vote, adjudicate, agreement, bad_votes, problem_of
-from train.label_studio import LOCAL_FILES, addresses, shuffled, task, write_project
-from train.run import command, made_from, read_rows, setting, write_json, write_rows
+from train.label_studio import LOCAL_FILES, write_project
+from train.run import command, made_from, setting, write_json, write_rows
+from train.shown_videos import Listed, Videos, blinded, write_blinded
 from train.splits import split_of
 from train.votes import Votes, read_votes
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A line of videos.jsonl, as far as labelling goes; `path` is relative to the file."""
-
-    video: str
-    input: str
-    path: str
-    source: str = "unknown"
-    variant: Any = None
-    sha256: str = ""
-    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,9 @@ class Shown:
 
     videos: Path = setting(help="videos.jsonl: video, input, path, source")
     out: Path = setting(help="folder for the result")
-    root: Path | None = setting(None, "Label Studio's LOCAL_FILES_DOCUMENT_ROOT (default: where videos.jsonl is)")
+    root: Path | None = setting(
+        None, "Label Studio's LOCAL_FILES_DOCUMENT_ROOT (default: where videos.jsonl is; --out for a study)"
+    )
     prefix: str = setting(LOCAL_FILES, "what comes before a path below --root; https://... where a web server has them")
     seed: int = setting(0, "of the order of tasks, and of the split")
 
@@ -87,68 +79,26 @@ class AdjudicateSettings(Shown):
     test_share: float = setting(0.1, "of inputs whose source has no `split`; paper: 1K of 10K", least=0, most=1)
 
 
-class Videos:
-    """The videos by name, their files, and the hashes of these: those of the list, or made now."""
-
-    def __init__(self, path: Path):
-        self.rows = {row.video: row for row in _once(path, list(read_rows(path, Listed)))}
-        self.files = {name: path.parent / row.path for name, row in self.rows.items()}
-        absent = [name for name, row in self.rows.items() if not row.sha256]
-        self.hashes = {name: row.sha256 for name, row in self.rows.items()}
-        with Progress("hashes", len(absent), shown=bool(absent)) as progress:
-            for name in absent:
-                self.hashes[name] = sha256(check_file(self.files[name], "video"))
-                progress.step(name)
-
-    def tasks(self, settings: Shown, wanted: Sequence[tuple[str, str | None]]) -> list[dict]:
-        """Label Studio's tasks for (video, dimension or None for all)."""
-        root = settings.root or settings.videos.parent
-        urls = addresses({name: self.files[name] for name, _ in wanted}, root, settings.prefix)
-        made = (task(name, urls[name], self.hashes[name], dimension) for name, dimension in wanted)
-        return shuffled(made, settings.seed)
-
-
-def _once(path: Path, rows: list[Listed]) -> list[Listed]:
-    twice = [name for name, n in Counter(row.video for row in rows).items() if n > 1]
-    if twice or not rows:
-        raise UserError(
-            f"{path} is no list of videos",
-            got=f"more than once: {some(twice)}" if twice else "no line",
-            expected="every video once",
-            do="correct the file",
-        )
-    return rows
-
-
 # ---- tasks ----
 
 
 def write_tasks(settings: TaskSettings, dry_run: bool) -> None:
-    videos = Videos(settings.videos)
+    videos = Videos.of(settings.videos)
     for path in videos.files.values():
         check_file(path, "video")
-    if settings.project == "study":
-        _check_study(videos)
-    tasks = videos.tasks(settings, [(name, None) for name in videos.rows])
+    study = settings.project == "study"
+    shown = blinded(videos, settings.out, settings.seed) if study else videos
+    root = settings.root or (settings.out if study else settings.videos.parent)
+    tasks = shown.tasks([(name, None) for name in shown.rows], root, settings.prefix, settings.seed)
     print(f"{len(tasks)} tasks, the first is {tasks[0]['data']['url']}")
     if dry_run:
         print(f"dry run: nothing was written to {settings.out}")
         return
+    if study:
+        key = write_blinded(videos, shown, settings.out)
+        print(f"whose videos they are is in {key}: keep it from the raters, it is train.evaluate's --videos")
     write_project(settings.out, settings.project, tasks)
     print(settings.out / f"{settings.project}_tasks.json")
-
-
-def _check_study(videos: Videos) -> None:
-    """A rating is of a method on a clip: more than one video of both would be two ratings of the same."""
-    pairs = Counter((row.input, row.source) for row in videos.rows.values())
-    several = [" ".join(pair) for pair, n in pairs.items() if n > 1]
-    if several:
-        raise UserError(
-            "these videos are no user study",
-            got=f"several videos of one input and source: {some(several)}",
-            expected="one video of each method (source) for each clip (input)",
-            do="keep one of them in the videos.jsonl of the study",
-        )
 
 
 # ---- adjudicate ----
@@ -170,7 +120,7 @@ def labelled(videos: Videos, votes: Votes, share: float, seed: int) -> tuple[lis
         else:
             listed = videos.rows[key[0]]
             arbiter = next(iter(arbiters), None)
-            rows.append(_row(listed, videos.hashes[listed.video], key[1], own, arbiter, split[listed.input]))
+            rows.append(_row(listed, key[1], own, arbiter, split[listed.input]))
     if problems:
         raise bad_votes(problems)
     return rows, todo + [Todo(row.video, row.dimension, "arbiter", VOTES) for row in rows if row.label is None]
@@ -189,15 +139,17 @@ def splits(rows: Iterable[Listed], share: float, seed: int) -> dict[str, str]:
     }
 
 
-def _row(video: Listed, sha: str, dimension: str, votes: list[Vote], arbiter: Vote | None, split: str) -> Annotation:
+def _row(video: Listed, dimension: str, votes: list[Vote], arbiter: Vote | None, split: str) -> Annotation:
     label, how = adjudicate(votes, arbiter)
-    about = (video.video, sha, video.input, video.source, video.variant, dimension)
+    about = (video.video, video.sha256, video.input, video.source, video.variant, dimension)
     return Annotation(*about, votes=votes, arbiter=arbiter, label=label, how=how, split=split)
 
 
 def _check_known(videos: Videos, votes: Votes) -> None:
     strangers = votes.videos - videos.rows.keys()
-    changed = [name for name, seen in votes.hashes.items() if name in videos.rows and seen != {videos.hashes[name]}]
+    changed = [
+        name for name, seen in votes.hashes.items() if name in videos.rows and seen != {videos.rows[name].sha256}
+    ]
     if strangers or changed:
         raise UserError(
             "the labels are of other videos",
@@ -210,13 +162,13 @@ def _check_known(videos: Videos, votes: Votes) -> None:
 def run_adjudicate(settings: AdjudicateSettings, dry_run: bool) -> None:
     files = {"videos": settings.videos, "labels": settings.labels}
     files |= {"arbiter": settings.arbiter} if settings.arbiter else {}
-    origin, videos, votes = made_from(files), Videos(settings.videos), read_votes(settings.labels)
+    origin, videos, votes = made_from(files), Videos.of(settings.videos), read_votes(settings.labels)
     if settings.arbiter:
         votes.add_arbiter(settings.arbiter)
     rows, todo = labelled(videos, votes, settings.test_share, settings.seed)
     report = agreement(rows)
     waiting = [(one.video, one.dimension) for one in todo if one.needs == "arbiter"]
-    tasks = videos.tasks(settings, waiting)
+    tasks = videos.tasks(waiting, settings.root or settings.videos.parent, settings.prefix, settings.seed)
     print_report(report, todo, votes.skipped)
     inputs = inputs_by_split(rows)
     print("inputs: " + (", ".join(f"{number} {name}" for name, number in sorted(inputs.items())) or "none"))

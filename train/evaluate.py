@@ -64,7 +64,7 @@ class EvaluateSettings:
     fps: float | None = setting(None, "bring all videos to this rate, by the times frames are shown at", least=1.0)
     size: str | None = setting(None, "bring all to this size: 512 (short side), or 832x480 (filled, then cut)")
     ratings: Path | None = setting(None, "a user study: CSV rater,clip,method,mn,ls,vq, or Label Studio's JSON export")
-    videos: Path | None = setting(None, "videos.jsonl that the study was made from; for an export")
+    videos: Path | None = setting(None, "study_videos.jsonl of the study; for an export")
     ours: str | None = setting(None, "whose gains in the study are told (the best over all dimensions)")
     gate: Path | None = setting(None, "a gate file, whose heat map goes into the page")
     embed: bool = setting(False, "put small videos into the page, so that it can be sent alone")

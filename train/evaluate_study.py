@@ -25,7 +25,7 @@ FEW = 10  # raters below which an interval is rough
 
 @dataclass(frozen=True)
 class Studied:
-    """A line of videos.jsonl, as far as a study goes: raters see `video`, which is `source`'s answer to `input`."""
+    """A line of study_videos.jsonl: raters see `video`, which is `source`'s answer to `input`."""
 
     video: str
     input: str
@@ -33,13 +33,13 @@ class Studied:
 
 
 def read_study(ratings: Path, videos: Path | None) -> list[Rating]:
-    """Ratings of a CSV or, with the videos.jsonl that the study was made from, of an export. Raises UserError."""
+    """Ratings of a CSV or, with the study_videos.jsonl that tells whose is what, of an export. Raises UserError."""
     if ratings.suffix.lower() != ".csv" and videos is None:
         raise UserError(
             "an export does not say whose videos were rated",
             got=f"{ratings.name} without --videos",
-            expected="the videos.jsonl that the study was made from",
-            do="give --videos, or a CSV rater,clip,method,mn,ls,vq",
+            expected="the study_videos.jsonl that train.annotate wrote beside the tasks",
+            do="give it as --videos; or give a CSV rater,clip,method,mn,ls,vq",
         )
     rows = read_rows(videos, Studied) if videos else ()
     found = read_ratings(ratings, {row.video: (row.input, row.source) for row in rows})

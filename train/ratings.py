@@ -77,7 +77,7 @@ def ratings_of_answers(answers: Iterable[Answer], videos: Mapping[str, tuple[str
             "these ratings are of other videos",
             got=some(strangers),
             expected="videos of videos.jsonl",
-            do="give the videos.jsonl that the study was made from",
+            do="give the study_videos.jsonl that train.annotate wrote beside the tasks",
         )
     return ratings_of(rows.values())
 

@@ -99,7 +99,7 @@ class ScoreFile:
 
 
 def plain(path: Path) -> Path:
-    """The whole path as it was named: a link is not followed, for its name may be the only one that tells the method."""
+    """The whole path as it was named: a link is not followed, its name may be the only one that tells the method."""
     return Path(os.path.abspath(path))
 
 

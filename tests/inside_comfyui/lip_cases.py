@@ -1,4 +1,4 @@
-"""Runs inside ComfyUI: Lip Sync Check; files: given.pt, then videos whose sound begins late, early, and one of a varying
+"""Runs inside ComfyUI: Lip Sync Check; files: given.pt, then videos whose sound begins late, early, and one of varying
 frame rate."""
 
 import start
