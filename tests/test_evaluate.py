@@ -197,13 +197,6 @@ def test_another_rate_is_neither_early_nor_late():
     assert (at_rate(video, 25, 0.5) == np.arange(200)).all()
 
 
-def test_a_plan_writes_nothing(methods, tmp_path, capsys):
-    arguments = ["--out", str(tmp_path / "out"), "--method", *methods, "--metrics", "fid", PLAIN, "--dry-run"]
-    assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "dark: 3 videos" in told and "no weights: pt_inception" in told and not (tmp_path / "out").exists()
-
-
 def test_fid_by_its_own_network(tmp_path):
     """Inception with planted weights, one frame of each of two clips; the set that is the reference itself has
     distance 0 and is no rival, its values are those of the metric alone, and its settings carry the file's hash."""

@@ -10,6 +10,7 @@ be opened as it is) and cache/, from which the same command goes on after a kill
 measured again. All but the cache is of the last command: what an earlier one left in the folder is removed. A metric
 without its weights, or one that fails on a video, costs its own cells alone, and they say why. With --strict a video
 that cannot be read, and a metric without a number of any method, end the command with code 2 after all is written.
+--dry-run lists the settings of the metrics, tries them on one video and says how long the rest will take.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from train.evaluate_gate import gate_picture
 from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, unpaired
 from train.evaluate_leftovers import remove_leftovers
 from train.evaluate_measure import Bench, measure_all, see_all, unopened
+from train.evaluate_plan import tell_plan
 from train.evaluate_plots import plot_columns, plotted
 from train.evaluate_registry import METRICS, Absent, Spec, Wanted, columns_of, wanted
 from train.evaluate_sets import pooled_cells, set_cells
@@ -97,23 +99,13 @@ def evaluate(settings: EvaluateSettings, dry_run: bool) -> dict[str, Any] | None
     methods = read_methods(settings.method, settings.out)
     reference = read_folder("reference", settings.reference, settings.out) if settings.reference else None
     asked = wanted(settings.metrics, settings.weights, settings.options)
-    if dry_run:
-        tell_plan(methods, reference, asked)
-        return None
     bench, absent = build(asked, protocol)
+    if dry_run:
+        tell_plan(methods, reference, bench, absent, settings.out, settings.workers)
+        return None
     with Cache(settings.out / "cache") as cache:
         found = measured(cache, methods, reference, bench, absent, settings.workers)
         return result_of(found, cache, settings)
-
-
-def tell_plan(methods: list[Method], reference: Method | None, asked: Wanted) -> None:
-    for method in [*methods, *([reference] if reference else [])]:
-        print(f"{method.name}: {len(method.videos)} videos in {method.folder}")
-    for name, stems in unpaired(methods).items():
-        print(f"{name} lacks {len(stems)} of {len(inputs_of(methods))} inputs: {some(stems)}")
-    print(f"metrics: {', '.join(spec.name for spec in asked.specs) or 'none'}")
-    for name, absent in asked.absent.items():
-        print(f"{name}: {absent.reason}")
 
 
 def build(asked: Wanted, protocol: Protocol) -> tuple[Bench, dict[str, Absent]]:

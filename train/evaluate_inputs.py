@@ -20,9 +20,12 @@ class Method:
     videos: Mapping[str, Path]
 
 
+MASK = ".mask"  # NAME.mask.mp4 is the mask of the video NAME, for metrics of one subject
+
+
 def read_methods(given: Sequence[str], out: Path) -> list[Method]:
     """The methods of texts NAME=FOLDER. Raises UserError for a text that is none, for a name or a folder that comes
-    twice, for a folder without videos, and for two files of one stem in a folder."""
+    twice or lies in another, for a folder without videos, and for two files of one stem in a folder."""
     named = [_named(text) for text in given]
     for what, values in (("name", [n for n, _ in named]), ("folder", [str(f.resolve()) for _, f in named])):
         if twice := sorted({value for value in values if values.count(value) > 1}):
@@ -32,14 +35,30 @@ def read_methods(given: Sequence[str], out: Path) -> list[Method]:
                 expected=f"a {what} of its own for each method",
                 do="correct --method; a method compared with itself says nothing",
             )
+    _check_apart([folder for _, folder in named])
     return [read_folder(name, folder, out) for name, folder in named]
 
 
+def _check_apart(folders: Sequence[Path]) -> None:
+    """Videos below a folder are all its method's: a method inside another would be compared with itself."""
+    inside = [f"{one} in {other}" for one in folders for other in folders if other.resolve() in one.resolve().parents]
+    if inside:
+        raise UserError(
+            "a method's folder lies in another method's",
+            got=some(inside),
+            expected="folders beside one another: all videos below a folder are its method's",
+            do="give the folder of each method's own videos to --method",
+        )
+
+
 def read_folder(name: str, folder: Path, out: Path) -> Method:
-    """The videos of a folder and of those below it; what lies in `out` is not among them. Raises UserError."""
+    """The videos of a folder and of those below it; neither what lies in `out` nor a mask of one of them. Raises
+    UserError."""
     found = defaultdict(list)
     for video in in_folder(folder, without=out):
         found[video.path.stem].append(video.path)
+    for stem in [stem for stem in found if stem.endswith(MASK) and stem.removesuffix(MASK) in found]:
+        del found[stem]
     if twice := {stem: paths for stem, paths in found.items() if len(paths) > 1}:
         stem, paths = next(iter(twice.items()))
         raise UserError(

@@ -104,12 +104,9 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
     found: Results = {}
     jobs = []
     for path, file in seen.items():
-        if file.facts is None:
-            continue
-        keys = {name: bench.settings_of(name, path) for name in bench.kept}
-        have = {name: cache.get(file.sha256, name, key) for name, key in keys.items()}
-        found |= {(path, name): one for name, one in have.items() if one is not None}
-        if missing := {name: keys[name] for name, one in have.items() if one is None}:
+        have, missing = known(cache, path, file, bench)
+        found |= {(path, name): one for name, one in have.items()}
+        if missing:
             jobs.append(Job(path, file.sha256, missing))
     specs = [spec for spec in bench.specs if spec.name in bench.kept]
     given = (specs, bench.protocol, None if workers else bench.metrics)
@@ -122,6 +119,15 @@ def measure_all(cache: Cache, seen: Mapping[Path, Seen], bench: Bench, workers: 
             progress.step(job.path.name)
     _copies(found, jobs)
     return found | _by_name(seen, bench)
+
+
+def known(cache: Cache, path: Path, file: Seen, bench: Bench) -> tuple[dict[str, Found], dict[str, str]]:
+    """What the cache has of a video, by metric, and the hashes of settings of what is still to be measured."""
+    if file.facts is None:
+        return {}, {}
+    keys = {name: bench.settings_of(name, path) for name in bench.kept}
+    have = {name: one for name, key in keys.items() if (one := cache.get(file.sha256, name, key)) is not None}
+    return have, {name: key for name, key in keys.items() if name not in have}
 
 
 def unopened(found: Results) -> dict[str, Failure]:
