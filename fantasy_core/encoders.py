@@ -8,7 +8,6 @@ at small sizes and in every file layout; unverified with real weights.
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
+from .media.files import read_json
 from .weights import WanFiles
 from .weights.encoders import clip_sizes, open_clip, open_text, open_vae, text_sizes
 from .weights.files import TensorSet
@@ -160,11 +160,8 @@ def load_clip(files: WanFiles, *, device="cpu", dtype: torch.dtype = torch.bfloa
 
 def _config(path: Path) -> dict:
     """config.json of a part in the layout of diffusers; empty for single files."""
-    try:
-        return json.loads((path / "config.json").read_text("utf-8")) if (path / "config.json").is_file() else {}
-    except ValueError as error:
-        what = f"{path / 'config.json'} cannot be read"
-        raise UserError(what, got=str(error), expected="JSON", do="fetch it again") from error
+    file = path / "config.json"
+    return read_json(file, "configuration") if file.is_file() else {}
 
 
 def load_vae(

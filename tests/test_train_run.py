@@ -23,6 +23,7 @@ from fantasy_core.preference import video_error
 from fantasy_core.weights import save_tensors
 from train import cache as cache_stage
 from train import expert as expert_stage
+from train import trainer
 from train.distributed import World
 from train.dropout import Dropout
 from train.errors import NOISE, Draw
@@ -75,6 +76,29 @@ def test_tokens_are_counted_as_they_pass(data, tmp_path, settings, passes):  # n
     for told in measured:
         assert told["seconds"] * told["tokens_per_second"] == pytest.approx(2 * passes * TOKENS, rel=0.01)
     assert 10**8 < measured[0]["memory"] <= measured[1]["memory"]
+
+
+def test_a_device_that_is_too_small(data, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """Memory that runs out in iteration 3 is told with the last good state, and the same command with blocks that are
+    computed again ends as a run that never stopped."""
+    given = {"iterations": 4, "save-every": 2}
+    assert expert_stage.main(expert_arguments(data, tmp_path / "whole", **given)) == 0
+    passed, gradient = [], trainer.gradient
+
+    def full(*told):
+        passed.append(1)
+        if len(passed) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has a capacity of ...")
+        return gradient(*told)
+
+    monkeypatch.setattr(trainer, "gradient", full)
+    capsys.readouterr()
+    assert expert_stage.main(expert_arguments(data, tmp_path / "run", **given)) == 2
+    told = capsys.readouterr().err
+    assert "Tried to allocate 2 GiB.\n" in told and "--checkpointing blocks" in told and "holds the last good" in told
+    monkeypatch.undo()
+    assert expert_stage.main(expert_arguments(data, tmp_path / "run", checkpointing="blocks", **given)) == 0
+    same_expert(tmp_path / "run", tmp_path / "whole")
 
 
 # ---- trackers ----

@@ -45,6 +45,20 @@ class Checkpoint:
                 do=f"free some space, then give the same command again; {self.last}",
             ) from error
 
+    @contextmanager
+    def fits(self, smaller: str) -> Iterator[None]:
+        """A device that is out of memory becomes a UserError that names the last good state. smaller: what to do, which
+        must leave the run what it is."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "the device's memory is too small for this training",
+                got=str(error).partition("\n")[0],
+                expected="what --dry-run prints, and a tenth more",
+                do=f"{smaller}, and give the same command again; {self.last}",
+            ) from error
+
     def save(self, iteration: int, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         for left in self.file.parent.glob(f".{self.file.name}.*.part"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from fantasy_core.critic.about import ABOUT, views_for
 from fantasy_core.critic.asked import FACES, read_questions
 from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.shown import Shown
+from fantasy_core.critic.sizes import sizes_of
 from fantasy_core.critic.thinker import add_adapter, base_of, fingerprint, load_thinker, load_tokenizer
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
@@ -39,6 +41,7 @@ from train.annotations import Annotation
 from train.checkpoint import Checkpoint, Log
 from train.config_file import write_settings
 from train.critic_data import CriticData
+from train.critic_plan import look, train_plan
 from train.distributed import join
 from train.labelled import keep, left_out
 from train.optimizers import check_optimizer, make_optimizer
@@ -126,6 +129,16 @@ class Run:
         print(f"{len(self.data)} balanced labels, {len(self.data.validation)} held out, {self.iterations} iterations")
         for cell in self.data.dropped:
             print(f"warning: left out, for it has no {'No' if cell.label else 'Yes'}: {cell}")
+
+    def cost(self) -> str:
+        """What the training takes, from a few of its videos and from the base's config.json."""
+        settings, data, views = self.settings, self.data, self.views.only(self.settings.dimension)
+        files = [data.files[name] for name in dict.fromkeys(row.video for row in data.rows)]
+        looked, sizes = look(files, views, settings.task if views.crops_face else None), sizes_of(settings.base)
+        learnt = Counter(row.dimension for row in data.rows)
+        labels = [(dimension, settings.epochs * count) for dimension, count in learnt.items()]
+        told = {"adapter": settings.rank * sizes.linears, "again": settings.checkpointing}
+        return train_plan(looked, views, sizes, DTYPES[settings.dtype], labels, **told)
 
     def looks_after(self, iteration: int) -> bool:
         """Whether the inputs held out are looked at after this iteration."""
@@ -240,6 +253,7 @@ def run(settings: CriticSettings, dry_run: bool) -> None:
     found = Run(settings)
     if dry_run:
         found.tell()
+        print(found.cost())
         print("labels whose video cannot be read, or shows no face, will be left out before the first step")
         print(f"dry run: an adapter of rank {settings.rank} would be trained into {settings.out}")
         return
@@ -255,7 +269,7 @@ def run(settings: CriticSettings, dry_run: bool) -> None:
     if found.world.is_main:
         write_settings(settings.out / "config.toml", settings, "given back as --config, this repeats the run")
         write_json(settings.out / "made_from.json", found.origin)
-    with found.world.together():
+    with found.world.together(), found.checkpoint.fits("pass --checkpointing true, or a smaller --micro"):
         train(found, critic)
     if found.world.is_main:
         print(save(found, critic))

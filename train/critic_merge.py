@@ -10,7 +10,6 @@ base and binds it to its questions and views. Without: the adapter under the nam
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from fantasy_core.critic.about import ABOUT, ADAPTER, about_merged, check_traine
 from fantasy_core.critic.thinker import fingerprint, load_adapter, load_thinker
 from fantasy_core.errors import UserError
 from fantasy_core.media import check_file
+from fantasy_core.media.files import read_json
 from fantasy_core.weights import open_tensors, save_tensors
 from train.run import command, setting, write_json
 
@@ -66,7 +66,7 @@ def rename(settings: MergeSettings) -> None:
     tensors = {renamed(name, settings.names): entry.read() for name, entry in held.entries.items()}
     settings.out.mkdir(parents=True, exist_ok=True)
     save_tensors(settings.out / ADAPTER, tensors, held.metadata)
-    about = json.loads((settings.critic / "adapter_config.json").read_text("utf-8"))
+    about = read_json(settings.critic / "adapter_config.json", "adapter's configuration")
     about["target_modules"] = about["target_modules"].replace("language_model\\.", "")
     write_json(settings.out / "adapter_config.json", about)
 

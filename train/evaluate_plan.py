@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fantasy_core.errors import UserError, some
+from fantasy_core.estimate import told_seconds
 from train.evaluate_cache import Cache
 from train.evaluate_inputs import Method, inputs_of, unpaired
 from train.evaluate_measure import Bench, Job, known, measure, prepare
@@ -81,14 +82,5 @@ def _tell_time(example: Path, left: int, bench: Bench, processes: int) -> None:
             print(
                 f"  {name}: {max(again - decoding, 0):.2f} s, after {max(opening - again, 0):.1f} s to open it{failed}"
             )
-    many = f"{processes} processes" if processes > 1 else "one process"
-    print(
-        f"{left} videos like it: about {_roughly(left * total / processes)} in {many} (and intervals, plots, the page)"
-    )
-
-
-def _roughly(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{max(seconds, 1):.0f} s"
+    many, rest = f"{processes} processes" if processes > 1 else "one process", left * total / processes
+    print(f"{left} videos like it: about {told_seconds(rest)} in {many} (and intervals, plots, the page)")

@@ -27,11 +27,13 @@ from typing import Any
 import torch
 
 from fantasy_core.critic.about import ADAPTER, merged_about, read_about, views_for
-from fantasy_core.critic.asked import FACES
+from fantasy_core.critic.asked import FACES, Views
 from fantasy_core.critic.critic import Critic, Score
+from fantasy_core.critic.sizes import sizes_of
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
 from fantasy_core.progress import Progress
+from train.critic_plan import look, score_plan
 from train.distributed import join
 from train.journal import part_of, read_parts
 from train.run import command, made_from, setting, write_json
@@ -101,10 +103,16 @@ def check_settings(settings: ScoreSettings) -> None:
     check_file(settings.base / "config.json", "model's configuration")
     if settings.critic is not None:
         check_file(settings.critic / ADAPTER, "critic's adapter")
-    about = merged_about(settings.base) if settings.critic is None else read_about(settings.critic)
-    views = views_for(about, settings.views, settings.face)
+    views = views_asked(settings)
     if views.crops_face:
         check_task(settings.task, views)
+
+
+def views_asked(settings: ScoreSettings) -> Views:
+    """What the critic will be shown."""
+    assert settings.base is not None
+    about = merged_about(settings.base) if settings.critic is None else read_about(settings.critic)
+    return views_for(about, settings.views, settings.face)
 
 
 def check_canary(scorer: Scorer, found: Sequence[tuple[Any, Any]]) -> bool:
@@ -207,15 +215,22 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
 
 
 def tell_plan(settings: ScoreSettings, videos: Sequence[Video]) -> None:
-    """Print what there is to score. Whose the rows are that are there is known when a critic is loaded."""
+    """Print what there is to score and what it costs. Whose the rows are that are there is known when a critic is
+    loaded."""
     scored = {row["video"] for row in read_parts(settings.out)} & {video.video for video in videos}
-    absent = [video.video for video in videos if not (settings.videos.parent / video.path).is_file()]
+    files = {video.video: settings.videos.parent / video.path for video in videos}
+    there = [path for path in files.values() if path.is_file()]
     judges = {(row.get("critic"), row.get("views")) for row in read_parts(settings.out)}
+    if settings.judge == "none" and there:
+        assert settings.base is not None
+        views, dtype = views_asked(settings), DTYPES[settings.dtype]
+        looked = look(there, views, settings.task)
+        print(score_plan(looked, views, sizes_of(settings.base), dtype, len(there), settings.workers))
     print(
         f"dry run: {len(videos)} videos; {len(scored)} have a row in {settings.out}, by {len(judges)} critics and views"
     )
-    if absent:
-        print(f"files that are not there: {some(absent)}")
+    if len(there) < len(files):
+        print(f"files that are not there: {some(name for name, path in files.items() if not path.is_file())}")
 
 
 def main(argv: list[str] | None = None) -> int:

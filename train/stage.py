@@ -124,7 +124,8 @@ class Stage:
             known = KeptReference(reference, self.data.cache, facts)
         held = partial(self.held_out, reference=reference) if self.held_out else None
         tracked = Trackers(settings.tracker, settings.out, self.checkpoint.hash, self.identity)
-        with self.world.together(), tracked as track:
+        smaller = "pass --checkpointing blocks, or attention, and --offload blocks"
+        with self.world.together(), tracked as track, self.checkpoint.fits(smaller):
             finds_beta = settings.loss == "simpo" and settings.beta == 0
             if calibrated or finds_beta:
                 self.objective = self.calibrate(dit, reference)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError, some
 from ..media import check_file
+from ..media.files import read_json
 from ..weights import open_tensors
 from .about import merged_into
 from .front_end import PAIR, Batch
@@ -37,14 +38,9 @@ def load_thinker(folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: s
     Only shards with its weights are opened, so the talker's need not be there. Raises UserError for missing shards or
     weights, and for another model.
     """
-    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    told = _config(folder)
-    try:
-        config = Qwen2_5OmniThinkerConfig(**told)
-    except Exception as error:  # huggingface_hub's own kinds, which older releases do not have
-        raise _not_omni(folder, f"config.json: {str(error).splitlines()[-1].strip()}") from error
-    config.vision_start_token_id = told.get("vision_start_token_id", 151652)  # not declared, but read for positions
+    config = thinker_config(folder)
     model, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=_thinker_tensors(folder, dtype), dtype=dtype, output_loading_info=True
     )
@@ -60,12 +56,20 @@ def load_thinker(folder: Path, *, dtype: torch.dtype = torch.bfloat16, device: s
     return model.to(device).eval().requires_grad_(False)
 
 
-def _config(folder: Path) -> dict:
-    told = json.loads(check_file(folder / "config.json", "model's configuration").read_text("utf-8"))
+def thinker_config(folder: Path):
+    """The Thinker's configuration in a folder. Raises UserError for another model's, or for a broken file."""
+    from transformers import Qwen2_5OmniThinkerConfig
+
+    told = read_json(folder / "config.json", "model's configuration")
     told = told.get("thinker_config", told)
     if "audio_config" not in told or "vision_config" not in told:
         raise _not_omni(folder, f"a configuration of {told.get('model_type', 'an unnamed model')}")
-    return told
+    try:
+        config = Qwen2_5OmniThinkerConfig(**told)
+    except Exception as error:  # huggingface_hub's own kinds, which older releases do not have
+        raise _not_omni(folder, f"config.json: {str(error).splitlines()[-1].strip()}") from error
+    config.vision_start_token_id = told.get("vision_start_token_id", 151652)  # not declared, but read for positions
+    return config
 
 
 def _not_omni(folder: Path, got: str) -> UserError:
@@ -81,7 +85,9 @@ def _shards(folder: Path) -> list[Path]:
     """The files that hold weights of the Thinker."""
     if not (folder / INDEX).is_file():
         return sorted(folder.glob("*.safetensors"))
-    files = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+    files = read_json(folder / INDEX, "index of the weights").get("weight_map")
+    if not isinstance(files, dict):
+        raise _not_omni(folder, f"{INDEX} without a weight_map")
     whole = any(key.startswith(PREFIX) for key in files)
     return sorted({folder / name for key, name in files.items() if key.startswith(PREFIX) or not whole})
 
@@ -155,14 +161,13 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """A saved adapter on its base. Raises UserError for a folder without one, or one that does not fit."""
     from peft import PeftModel
 
-    check_file(folder / "adapter_config.json", "adapter's configuration")
-    file = check_file(folder / "adapter_model.safetensors", "adapter")
+    read_json(folder / "adapter_config.json", "adapter's configuration")
+    held = set(open_tensors(check_file(folder / "adapter_model.safetensors", "adapter")).entries)
     try:
         with warnings.catch_warnings(action="ignore"):  # what peft only warns of is an error below
             found = PeftModel.from_pretrained(model, folder, local_files_only=True)
-    except (RuntimeError, ValueError) as error:
-        raise _other_base(folder, str(error).splitlines()[0]) from error
-    held = set(open_tensors(file).entries)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise _other_base(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error
     own = {name.replace(".default.", ".") for name, _ in found.named_parameters() if ".default." in name}
     if held != own:
         raise _other_base(folder, f"{len(held - own)} weights too many, {len(own - held)} too few")

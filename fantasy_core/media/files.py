@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,22 @@ def check_file(path: str | Path, kind: str) -> Path:
             f"cannot read the {kind} {path}", got=got, expected=f"a readable {kind} file", do="check the path"
         )
     return path
+
+
+def read_json(path: Path, kind: str) -> dict:
+    """The object in a JSON file. Raises UserError for a file that is not there, or holds something else."""
+    try:
+        told = json.loads(check_file(path, kind).read_text("utf-8"))
+    except ValueError as error:  # of its text, or of its encoding
+        raise _no_object(path, kind, str(error)) from error
+    if not isinstance(told, dict):
+        raise _no_object(path, kind, f"a {type(told).__name__}")
+    return told
+
+
+def _no_object(path: Path, kind: str, got: str) -> UserError:
+    do = "fetch the file again, or mend it"
+    return UserError(f"cannot read the {kind} {path}", got=got, expected="JSON, an object", do=do)
 
 
 def broken(path: Path, kind: str, got: str) -> UserError:
