@@ -59,6 +59,18 @@ def test_a_table_of_videos(files):  # noqa: F811
     assert [one["of"].split(" of ")[0] for one in failures_of(files)] == ["line 3", "line 4"]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("", "no line"), ('{"video": "a", "input": "a", "path": "a.mp4", "source": "humo"}\n', "1 videos")],
+)
+def test_a_list_without_real_clips_is_refused(tmp_path, capsys, text, told):
+    (tmp_path / "clips.jsonl").write_text(text)
+    flags = ["--real-clips", str(tmp_path / "clips.jsonl"), "--source", "miniature", "--server", "http://127.0.0.1:1"]
+    assert stage.main([*flags, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "has no real clip" in error and told in error and "train.clips" in error
+
+
 def test_real_clips_get_a_rival_each(files, video):  # noqa: F811
     """Three clips of 9 frames: the server gets the first frame and the sound of each, as long as the picture (0.9 s),
     the clip's size and length; the rows of the clips come along, so that train.pairs sets them over their rivals."""

@@ -50,6 +50,18 @@ def rows_of(folder: Path, dimension: str) -> list[dict]:
     return [json.loads(line) for line in (folder / f"pairs_{dimension}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("cap", "pairs"),
+    [(1, ["real bad"]), (2, ["real bad", "v1 bad", "real v1"]), (0, ["real bad", "real v1", "v1 bad"])],
+)
+def test_a_cap_is_of_real_and_mined_pairs_together(files, cap, pairs):
+    """real over bad by 6, v1 over bad by 3, real over v1 by 2.5: with one pair a video the first leaves no other."""
+    assert stage.main(arguments(files, "--full", "both", "--margin", "2", "--cap", str(cap))) == 0
+    assert [f"{row['chosen']} {row['rejected']}" for row in rows_of(files / "pairs", "full")] == pairs
+    rules = json.loads((files / "pairs" / "pairs.json").read_text())["rules"]
+    assert rules["mined"] == pairs.count("v1 bad")
+
+
 def test_the_command_writes_pairs_and_their_origin(files, capsys):
     """real is better by 2 in all three than bad (6) and v1 (2.5), not than v0 and v2 (1); v1 than bad (3), though it
     is no No."""

@@ -31,6 +31,7 @@ from fantasy_core.pair_rules import (
     Pair,
     Pairs,
     Rules,
+    capped,
     joined,
     pairs_by_count,
     pairs_by_dominance,
@@ -103,12 +104,13 @@ def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], d
     made, kinds = found.generated(), ("real", "mined") if settings.full == "both" else (settings.full,)
     full = {"real": lambda: real, "mined": lambda: pairs_by_dominance(made, rules)}
     full["mean"] = lambda: pairs_by_mean(made, rules)
-    parts = {kind: full[kind]() for kind in kinds}
-    pairs["full"] = joined(list(parts.values()))
+    both = joined([full[kind]() for kind in kinds])
+    pairs["full"] = capped(both, rules.cap) if rules.cap else both
     number = sum(refused.values())
     facts = {"margins": margins, "real_compared": compared, "real_kept": len(real), "real_refused": number}
     facts |= {"real_refused_share": number / max(compared, 1), "real_refused_by": refused}
-    return pairs, facts | ({"mined": len(parts["mined"])} if "mined" in parts else {})
+    mined = int((~found.real[pairs["full"].chosen]).sum())
+    return pairs, facts | ({"mined": mined} if "mined" in kinds else {})
 
 
 def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dict[str, dict]:

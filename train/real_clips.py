@@ -39,7 +39,15 @@ class ClipRow:
 
 def read_clips(path: Path, log: Log, failures: Failures) -> list[VideoRow]:
     """The real clips of a videos.jsonl, measured, with paths relative to the log. Raises UserError for none."""
-    rows = [row for row in read_rows(path, ClipRow) if row.source == "real"]
+    every = list(read_rows(path, ClipRow))
+    rows = [row for row in every if row.source == "real"]
+    if not rows:
+        raise UserError(
+            f"{path} has no real clip",
+            got=f"{len(every)} videos of other sources" if every else "no line",
+            expected="videos whose source is real, as train.clips writes them",
+            do="give the videos.jsonl of train.clips",
+        )
     check_ids(path, [row.input for row in rows])
     found = [Found(path.parent / row.path, "real", row.input, -1, name=row.video) for row in rows]
     known = {row.input: Known(row.prompt, row.split) for row in rows}
