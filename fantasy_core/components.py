@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -82,7 +82,8 @@ class Components(Protocol):
         """Image [1, 3, H, W] -> [1, 257, clip_dim], or None for a model without an image branch."""
 
     def voice(self, waveform: Tensor) -> Tensor:
-        """Waveform [n] at 16 kHz -> audio tokens [1, L, audio_token_dim], 50 a second, not yet windowed."""
+        """Waveform [n] at 16 kHz -> audio tokens [1, L, audio_token_dim], 50 a second, not yet windowed; not called
+        where audio_token_dim is 0."""
 
     def encode(self, video: Tensor) -> Tensor:
         """Video [1, 3, T, H, W], T = 4k + 1 -> latents [1, 16, F, H/8, W/8]; frame 0 alone, then groups of four."""
@@ -109,7 +110,63 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-class WanComponents:
+class WanBase:
+    """What all models of Wan2.1 share: text, VAE, and the DiT from the files at `wan` (`weights.find_wan`), which need
+    the parts `needed`; the other arguments are those of `WanComponents`."""
+
+    name: str
+    defaults: Defaults
+    config: WanConfig
+    fingerprint: str
+
+    def __init__(
+        self,
+        wan: str | Path,
+        *needed: str,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        offload: str = "none",
+        keep: bool = False,
+        fp8: str = "dequantised",
+    ):
+        self.keep, self.fp8 = keep, fp8
+        self.device, self.dtype, self.offload = torch.device(device), dtype or torch.bfloat16, offload
+        self.files = find_wan(wan)
+        self.files.need("dit", "text", "vae", *needed)
+
+    def check(self, portrait: Tensor) -> str | None:
+        return None
+
+    def text(self, prompts: list[str]) -> Tensor:
+        return encode_text(self.files, prompts, device=self.device, dtype=self.dtype)
+
+    def encode(self, video: Tensor) -> Tensor:
+        return self._vae.encode_video(video)
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        return self._vae.decode_frames(latents)
+
+    @contextmanager
+    def dit(self) -> Iterator[WanDiT]:
+        home = "cpu" if self.offload == "blocks" else self.device
+        dit = load_dit(self.files, device=home, dtype=self.dtype, fp8=self.fp8)
+        self.complete(dit)
+        if self.offload == "blocks":
+            with blocks(dit, self.device):
+                yield dit
+        else:
+            yield dit
+
+    def complete(self, dit: WanDiT) -> None:
+        """Put into the DiT what its own files do not hold."""
+
+    @cached_property
+    def _vae(self) -> VideoVAE:
+        """Small (0.5 GB), and windows alternate between it and the DiT: it stays once it is loaded."""
+        return load_vae(self.files, device=self.device)
+
+
+class WanComponents(WanBase):
     """Wan2.1 I2V with FantasyTalking, from the files on this machine. Unverified with real weights.
 
     wan: official, diffusers or ComfyUI layout (`weights.find_wan`); fantasytalking: its checkpoint in any dialect;
@@ -122,22 +179,8 @@ class WanComponents:
     name = "wan2.1-i2v-14b"
     defaults = Defaults(size=512, negative_prompt=NEGATIVE_PROMPT)
 
-    def __init__(
-        self,
-        wan: str | Path,
-        fantasytalking: str | Path,
-        wav2vec: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        offload: str = "none",
-        keep: bool = False,
-        fp8: str = "dequantised",
-    ):
-        self.keep, self.fp8 = keep, fp8
-        self.device, self.dtype, self.offload = torch.device(device), dtype or torch.bfloat16, offload
-        self.files = find_wan(wan)
-        self.files.need("dit", "text", "clip", "vae")
+    def __init__(self, wan: str | Path, fantasytalking: str | Path, wav2vec: str | Path, **how: Any):
+        super().__init__(wan, "clip", **how)
         self.fantasytalking, self.wav2vec = check_file(fantasytalking, "FantasyTalking checkpoint"), Path(wav2vec)
         check_file(self.wav2vec / "config.json", "wav2vec2 configuration")
         tensors, (own, _) = open_dit(self.files.dit), open_fantasytalking(self.fantasytalking)
@@ -152,12 +195,6 @@ class WanComponents:
                 expected="36 input channels and a CLIP branch",
                 do="give the folder of Wan2.1-I2V-14B",
             )
-
-    def check(self, portrait: Tensor) -> str | None:
-        return None
-
-    def text(self, prompts: list[str]) -> Tensor:
-        return encode_text(self.files, prompts, device=self.device, dtype=self.dtype)
 
     def clip(self, image: Tensor) -> Tensor | None:
         model = self._clip if self.keep else None
@@ -179,35 +216,43 @@ class WanComponents:
     def _clip(self):
         return load_clip(self.files, device=self.device, dtype=self.dtype)
 
-    def encode(self, video: Tensor) -> Tensor:
-        return self._vae.encode_video(video)
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        return self._vae.decode_frames(latents)
-
-    @contextmanager
-    def dit(self) -> Iterator[WanDiT]:
-        home = "cpu" if self.offload == "blocks" else self.device
-        dit = load_dit(self.files, device=home, dtype=self.dtype, fp8=self.fp8)
+    def complete(self, dit: WanDiT) -> None:
         _, told = load_fantasytalking(self.fantasytalking, dit)
         print(told, file=sys.stderr)
-        if self.offload == "blocks":
-            with blocks(dit, self.device):
-                yield dit
-        else:
-            yield dit
-
-    @cached_property
-    def _vae(self) -> VideoVAE:
-        """Small (0.5 GB), and windows alternate between it and the DiT: it stays once it is loaded."""
-        return load_vae(self.files, device=self.device)
 
 
-def _fingerprint(dit: TensorSet, fantasytalking: TensorSet) -> str:
+class WanFromText(WanBase):
+    """Wan2.1 T2V (1.3B), which has neither portrait nor voice: the cheap base for training experts of motion and of
+    quality, and their gate. It makes no talking video. Arguments and errors as of `WanComponents`."""
+
+    name = "wan2.1-t2v-1.3b"
+    defaults = Defaults((832, 480), fps=16, steps=50, shift=8.0, text_scale=6.0, negative_prompt=NEGATIVE_PROMPT)
+
+    def __init__(self, wan: str | Path, **how: Any):
+        super().__init__(wan, **how)
+        tensors = open_dit(self.files.dit)
+        self.config, self.fingerprint = dit_config(tensors), _fingerprint(tensors)
+        if self.config.condition_dim or self.config.clip_dim:
+            raise UserError(
+                f"{self.files.dit} is not a text-to-video model of Wan2.1",
+                got=f"{self.config.in_dim} input channels, CLIP width {self.config.clip_dim}",
+                expected="16 input channels and no CLIP branch",
+                do="give the folder of Wan2.1-T2V-1.3B, or another --model",
+            )
+
+    def clip(self, image: Tensor) -> None:
+        return None
+
+    def voice(self, waveform: Tensor) -> Tensor:
+        raise ValueError(f"{self.name} hears nothing")
+
+
+def _fingerprint(dit: TensorSet, fantasytalking: TensorSet | None = None) -> str:
     """Tells models apart without reading 33 GB: all names and shapes, and the values of a few tensors."""
     few = ("head.head.weight", "time_embedding.0.weight", "blocks.0.self_attn.q.weight", "blocks.0.ffn.2.bias")
     values = {name: dit.entries[name].read() for name in few if name in dit.entries}
     few = ("proj_model.proj.weight", "blocks.0.cross_attn.processor.k_proj.weight")
-    values |= {f"audio {name}": fantasytalking.entries[name].read() for name in few if name in fantasytalking.entries}
+    audio = fantasytalking.entries if fantasytalking else {}
+    values |= {f"audio {name}": audio[name].read() for name in few if name in audio}
     shapes = "".join(f"{name} {list(lazy.shape)} {lazy.dtype};" for name, lazy in sorted(dit.entries.items()))
     return hashlib.sha256((shapes + tensors_hash(values)).encode()).hexdigest()[:16]

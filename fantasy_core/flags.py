@@ -15,6 +15,7 @@ from .errors import UserError
 from .windows import plan_windows
 
 MODELS = ("miniature", "wan2.1-i2v-14b")
+TRAINED = (*MODELS, "wan2.1-t2v-1.3b")  # bases of experts and gates; the last makes no talking video
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from fantasy_core import audio, lips, media
-from fantasy_core.components import Components, WanComponents, check_device
+from fantasy_core.components import Components, WanComponents, WanFromText, check_device
 from fantasy_core.encoders import image_condition
 from fantasy_core.errors import UserError
 from fantasy_core.estimate import told_bytes
-from fantasy_core.flags import DTYPES, MODELS
+from fantasy_core.flags import DTYPES, TRAINED
 from fantasy_core.manifest import sha256
 from fantasy_core.progress import Progress
 from fantasy_core.weights import open_tensors
@@ -42,8 +42,8 @@ SAMPLE = 200  # videos whose headers a dry run reads
 class CacheSettings:
     out: Path = setting(help="folder of the cache")
     videos: Path | None = setting(None, "videos.jsonl or .parquet: video, input, path, and prompt if there is one")
-    model: str = setting(MODELS[0], "whose encoders", choices=MODELS)
-    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
+    model: str = setting(TRAINED[0], "whose encoders", choices=TRAINED)
+    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B, or T2V-1.3B")
     fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
     wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
     device: str = setting("cpu", "cpu, cuda, ...")
@@ -73,21 +73,23 @@ def components_of(settings: CacheSettings, *, dtype: torch.dtype | None = None, 
         from fantasy_core.miniature import load_components
 
         return load_components(device=device, dtype=dtype, offload=offload)
-    files = {name: getattr(settings, name) for name in ("wan", "fantasytalking", "wav2vec")}
+    silent = settings.model == WanFromText.name
+    files = {name: getattr(settings, name) for name in (("wan",) if silent else ("wan", "fantasytalking", "wav2vec"))}
     absent = [name for name, path in files.items() if path is None]
     if absent:
         raise UserError(
             "the encoders' files are not named",
             got="no " + ", ".join(absent),
-            expected="the folders and files of Wan2.1, FantasyTalking and wav2vec2",
+            expected="the folders and files of the model",
             do="give " + ", ".join(f"--{name}" for name in absent),
         )
-    return WanComponents(**files, device=device, dtype=dtype, offload=offload, keep=True, fp8="kept")
+    kind = WanFromText if silent else WanComponents
+    return kind(**files, device=device, dtype=dtype, offload=offload, keep=True, fp8="kept")
 
 
-def read_clip(path: Path, fps: float) -> tuple[Tensor, Tensor]:
-    """Frames [T, 3, H, W] in 0..1, the first 4k + 1 of a video, and its voice [n] at 16 kHz. Raises UserError for
-    another frame rate: a cache that mixes them would teach wrong speeds."""
+def read_clip(path: Path, fps: float, *, heard: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Frames [T, 3, H, W] in 0..1, the first 4k + 1 of a video, and its voice [n] at 16 kHz if it is `heard`. Raises
+    UserError for another frame rate: a cache that mixes them would teach wrong speeds."""
     times, frames = zip(*media.read_video(path), strict=True)
     measured = (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else fps
     if abs(measured - fps) > 0.01 * fps:
@@ -98,23 +100,23 @@ def read_clip(path: Path, fps: float) -> tuple[Tensor, Tensor]:
             do=f"convert it (ffmpeg -i IN -r {fps:g} OUT), or give --fps",
         )
     kept = torch.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
-    return kept, audio.trim(audio.load_voice(path), len(kept), fps)
+    return kept, audio.trim(audio.load_voice(path), len(kept), fps) if heard else None
 
 
 @torch.inference_mode()
-def encode(components: Components, frames: Tensor, voice: Tensor, text: Tensor, fps: float) -> Encoded:
-    """What a video is for the transformer."""
+def encode(components: Components, frames: Tensor, voice: Tensor | None, text: Tensor, fps: float) -> Encoded:
+    """What a video is for the transformer: what its model does not know (portrait, voice) is not there."""
     video = frames.movedim(1, 0)[None].to(components.device) * 2 - 1  # [1, 3, T, H, W]
     portrait = video[:, :, 0]
-    heard = audio.window_at(components.voice(voice), len(frames), fps=fps)
-    encoded = {
-        "latents": components.encode(video)[0],
-        "image": image_condition(components.encode, portrait, len(frames))[0, 4:],
-        "audio": heard.tokens[0],
-        "text": text.clone(),  # videos share their prompts, files do not
-    }
-    clip = components.clip(portrait)
-    return encoded | ({} if clip is None else {"clip": clip[0]}) | {"lengths": heard.lengths[0]}
+    encoded = {"latents": components.encode(video)[0], "text": text.clone()}  # videos share their prompts, files do not
+    if components.config.condition_dim:
+        encoded["image"] = image_condition(components.encode, portrait, len(frames))[0, 4:]
+    if (clip := components.clip(portrait)) is not None:
+        encoded["clip"] = clip[0]
+    if voice is not None:
+        heard = audio.window_at(components.voice(voice), len(frames), fps=fps)
+        encoded |= {"audio": heard.tokens[0], "lengths": heard.lengths[0]}
+    return encoded
 
 
 def lip_latents(frames: Tensor, source: Source, settings: CacheSettings, detectors) -> tuple[Tensor | None, str | None]:
@@ -137,6 +139,7 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
     facts |= {"fps": settings.fps, "dtype": settings.dtype}
     facts |= {"lips": "given" if settings.masks else "mediapipe" if settings.task else "none"}
     writer, dropped = ShardWriter(settings.out, facts, settings.shard_bytes), {}
+    hears = components.config.audio_token_dim > 0
     hashes = {source.video: sha256(place(source, settings)) for source in sources}
     left = [source for source in sources if not writer.has(source.video, hashes[source.video])]
     print(f"{len(sources)} videos, {len(sources) - len(left)} of them cached already")
@@ -147,7 +150,7 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
         if settings.task is not None and settings.masks is None:
             detectors = [stack.enter_context(lips.landmarker(settings.task, confidence=c)) for c in (0.5, 0.9)]
         for source in left:
-            frames, voice = read_clip(place(source, settings), settings.fps)
+            frames, voice = read_clip(place(source, settings), settings.fps, heard=hears)
             encoded = encode(components, frames, voice, texts[source.prompt], settings.fps)
             mask, reason = lip_latents(frames, source, settings, detectors)
             encoded |= {} if mask is None else {"lips": mask}

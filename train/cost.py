@@ -266,9 +266,10 @@ def cached_bytes(
     ranges = window_ranges(1, frames, fps=fps)
     heard = max(last - first for first, last in ranges) + 1 + 2 * 4 if config.audio_token_dim else 0
     cell = time * config.patch_size[0] * (height // 8) * (width // 8)
-    numbers = cell * (2 * config.out_dim + lips) + time * heard * config.audio_token_dim
+    pictures = config.out_dim + max(config.condition_dim - 4, 0)  # the video, and its image condition
+    numbers = cell * (pictures + lips) + time * heard * config.audio_token_dim
     numbers += config.text_len * config.text_dim + bool(config.clip_dim) * CLIP_TOKENS * config.clip_dim
-    return numbers * dtype.itemsize + 8 * time  # and the windows' lengths, int64
+    return numbers * dtype.itemsize + 8 * time * bool(heard)  # and the windows' lengths, int64
 
 
 def checkpoint_bytes(training: Training) -> int:

@@ -86,12 +86,13 @@ def error_maps(dit, rows: Sequence[Row]) -> Tensor:
     latents = _stacked([video["latents"] for video in videos]).float().to(device)  # [R, C, F, h, w]
     noise = _stacked([row.draw.noise(latents.shape[1:]) for row in rows]).to(device)
     sigma = torch.tensor([row.draw.sigma for row in rows], dtype=torch.float64, device=device)
+    conditions = [condition_of(video) for video in videos]
     clip = _stacked([video["clip"] for video in videos]).to(device) if "clip" in videos[0] else None
     velocity = dit(
         x_sigma(latents, noise, sigma.float()),
         timestep(sigma).float(),
         _padded([video["text"] for video in videos]).to(device),
-        condition=_stacked([condition_of(video) for video in videos]).to(device),
+        condition=None if conditions[0] is None else _stacked(conditions).to(device),
         clip=clip,
         audio=_heard(videos, device) if "audio" in videos[0] else None,
     )

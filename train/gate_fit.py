@@ -24,7 +24,7 @@ import torch
 
 from fantasy_core.errors import UserError
 from fantasy_core.experts import ExpertBank
-from fantasy_core.flags import MODELS
+from fantasy_core.flags import TRAINED
 from fantasy_core.gate import GRID, TableGate
 from fantasy_core.gate_files import save_gate
 from fantasy_core.mixture import named
@@ -60,8 +60,8 @@ class FitSettings:
     most: float = setting(2.5, "largest weight that the best table may have", least=0)
     resampled: int = setting(100, "resamples of the inputs, for the intervals", least=2)
     seed: int = setting(0, "of the starts and of the resampled inputs")
-    model: str = setting(MODELS[0], "the base", choices=MODELS)
-    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
+    model: str = setting(TRAINED[0], "the base", choices=TRAINED)
+    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B, or T2V-1.3B")
     fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
     wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
 

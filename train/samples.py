@@ -49,9 +49,11 @@ class Samples:
         self.cache, self.components = cache, components
         defaults, scale = components.defaults, settings.sample_scale
         self.sigmas = schedule(settings.sample_steps or defaults.steps, defaults.shift)
-        self.scale = defaults.audio_scale if scale is None else scale
+        self.hears = components.config.audio_token_dim > 0
+        own = defaults.audio_scale if self.hears else defaults.text_scale
+        self.scale = own if scale is None else scale
         self.videos = inputs_of(settings.pairs, settings.sample_count)
-        cache.need({*self.videos}, "latents", "image", "audio", "text")
+        cache.need({*self.videos}, *cache.conditions)
 
     def __call__(self, dit, done: int, *, last: bool = False) -> None:
         """Before the first iteration, after every `sample_every` of them, and after the last."""
@@ -72,13 +74,16 @@ class Samples:
 
     @torch.no_grad()
     def latents(self, dit, number: int) -> Tensor:
-        """What the policy makes of video `number`'s image, text and voice, guided by the voice: [1, 16, F, h, w]."""
+        """What the policy makes of video `number`'s image, text and voice: [1, 16, F, h, w]. It is guided by the voice,
+        and where there is none by the prompt, away from the empty one."""
         device, held = self.components.device, self.cache[self.videos[number]]
         own = {name: tensor[None].to(device) for name, tensor in held.items()}
         noise = draw_noise(own["latents"].shape, SAMPLE_SEED, SAMPLE, number).to(device)
+        heard = AudioTokens(own["audio"], own.get("lengths")) if self.hears else None
+        empty, condition = None if self.hears else self.cache.empty_prompt, condition_of(held)
         velocity = guided(
-            dit, own["text"], AudioTokens(own["audio"], own.get("lengths")),
-            condition=condition_of(held)[None].to(device), clip=own.get("clip"),
+            dit, own["text"], heard, negative=None if empty is None else empty[None].to(device),
+            condition=None if condition is None else condition[None].to(device), clip=own.get("clip"),
             text_scale=self.scale, audio_scale=self.scale,
         )  # fmt: skip
         return sample(velocity, noise, self.sigmas)

@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fantasy_core.components import WanFromText
 from fantasy_core.errors import UserError, some
 from fantasy_core.weights import TensorSet, open_tensors, save_tensors, tensors_hash
 from fantasy_core.weights.files import Lazy
 from train.run import write_json
 
 SHARD_BYTES = 10**9
+CONDITIONS = ("latents", "image", "audio", "text")  # of a model that is given a portrait and a voice
 INDEX, EMPTY_PROMPT = "index.json", "empty_prompt.safetensors"
 Encoded = dict[str, Tensor]
 
@@ -109,6 +111,11 @@ class Cache:
             self.shards[number] = open_tensors(self.folder / shard_name(number))
         return self.shards[number].entries[f"{video}/{name}"]
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The tensors that every video has, by what the model knows of it."""
+        return ("latents", "text") if self.facts.get("model") == WanFromText.name else CONDITIONS
+
     def need(self, videos: set[str], *names: str) -> None:
         """Raise UserError unless all these videos are there with tensors of these names."""
         absent = {video for video in videos if video not in self}
@@ -147,8 +154,10 @@ def shard_name(number: int) -> str:
     return f"shard_{number:05d}.safetensors"
 
 
-def condition_of(encoded: Encoded) -> Tensor:
-    """The image condition [20, F, h, w]: the mask, 1 at latent frame 0, and the image's latents."""
+def condition_of(encoded: Encoded) -> Tensor | None:
+    """The image condition [20, F, h, w]: the mask, 1 at latent frame 0, and the image's latents. None without one."""
+    if "image" not in encoded:
+        return None
     mask = torch.zeros_like(encoded["image"][:1]).repeat(4, 1, 1, 1)
     mask[:, 0] = 1
     return torch.cat([mask, encoded["image"]])

@@ -146,8 +146,8 @@ class RandomPairs:
     def __init__(self, config: WanConfig, grid: Grid, videos: int):
         time, down, across = (size * patch for size, patch in zip(grid, config.patch_size, strict=True))
         sizes = {"latents": (config.out_dim, time, down, across), "text": (1, config.text_dim)}
-        sizes["image"] = (max(config.condition_dim - 4, 0), time, down, across)
-        sizes["audio"] = (time, AUDIO_ROWS, config.audio_token_dim)
+        sizes |= {"image": (config.condition_dim - 4, time, down, across)} if config.condition_dim else {}
+        sizes |= {"audio": (time, AUDIO_ROWS, config.audio_token_dim)} if config.audio_token_dim else {}
         sizes |= {"clip": (CLIP_TOKENS, config.clip_dim)} if config.clip_dim else {}
         self.cache = {f"{n}": {name: torch.randn(size) for name, size in sizes.items()} for n in range(videos)}
         self.unit = Unit("random", tuple(self.cache), tuple(combinations(range(videos), 2)))

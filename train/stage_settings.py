@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fantasy_core.flags import MODELS
+from fantasy_core.flags import TRAINED
 from fantasy_core.preference import FORMS, LOSSES, Objective
 from fantasy_core.recompute import CHECKPOINTING
 from train.distributed import SHARDS
@@ -72,9 +72,9 @@ class StageSettings:
     sample_scale: float | None = setting(None, "guidance by the voice (default: the model's)")
     tracker: tuple[str, ...] = setting((), f"where the log goes as well: {', '.join(TRACKERS)}", choices=TRACKERS)
     seed: int = setting(0, "of everything that is drawn")
-    model: str = setting(MODELS[0], "the base", choices=MODELS)
+    model: str = setting(TRAINED[0], "the base", choices=TRAINED)
     other_base: bool = setting(False, "accept experts of another base, such as a quantised copy")
-    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B")
+    wan: Path | None = setting(None, "folder or file of Wan2.1-I2V-14B, or T2V-1.3B")
     fantasytalking: Path | None = setting(None, "FantasyTalking's checkpoint")
     wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
     device: str = setting("cpu", "cpu, cuda, ...; of several processes each takes a GPU of its own")

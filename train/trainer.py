@@ -68,7 +68,7 @@ class PairData:
         self.dropout.check(cache)
         if masked:
             rows = _with_lips(rows, cache)
-        needed = ("latents", "image", "audio", "text") + (("lips",) if masked else ())
+        needed = cache.conditions + (("lips",) if masked else ())
         cache.need({name for pair in rows for name in (pair.chosen, pair.rejected)}, *needed)
         groups: dict[object, list[Pair]] = {}
         for number, pair in enumerate(rows):
