@@ -6,9 +6,6 @@ begins after the picture would come too early, and frames of a varying rate at w
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import inf
-
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl
@@ -18,8 +15,6 @@ from ..fantasy_core.critic.in_memory import Clip
 from ..fantasy_core.errors import NoSound, UserError
 from ..fantasy_core.media import frame_times, read_audio
 
-TOUCH = Fraction(1, 10**6)  # seconds: the ends of a trim are floats
-
 
 def clip_of(video, images, audio, fps: float) -> Clip:
     """What is connected: a VIDEO, or an IMAGE batch with or without AUDIO."""
@@ -27,7 +22,7 @@ def clip_of(video, images, audio, fps: float) -> Clip:
     if video is not None:
         components = video.get_components()
         images, audio, fps = components.images, components.audio, float(components.frame_rate)
-        placed = placed_in_file(video, len(images))
+        placed = placed_in_file(video, images)
     if images is None or not len(images):
         raise UserError(
             "there is nothing to judge",
@@ -36,28 +31,32 @@ def clip_of(video, images, audio, fps: float) -> Clip:
             do="connect Create Video or Load Video",
         )
     if placed is not None:
-        return Clip(images, fps, *placed)
+        return placed
     if audio is None:
         return Clip(images, fps)
     return Clip(images, fps, audio["waveform"][0], audio["sample_rate"])
 
 
-def placed_in_file(video, frames: int) -> tuple[Tensor | None, int, np.ndarray] | None:
-    """The sound [channels, n] of a VIDEO that is a file on disk, its rate, and the times [T] of its frames, both from
-    its first frame on. None for any other, and where the file counts its frames otherwise than ComfyUI does."""
+def placed_in_file(video, images: Tensor) -> Clip | None:
+    """The clip of a VIDEO that is a file on disk, from its first frame on: at the mean rate of these frames, for the
+    file's own may be that of others. None for any other VIDEO, and where ComfyUI decoded another number of frames."""
     if not isinstance(video, InputImpl.VideoFromFile) or not isinstance(path := video.get_stream_source(), str):
         return None
-    start, duration = map(Fraction, video.get_active_trim_window())
-    end = start + duration if duration else inf
+    start, duration = video.get_active_trim_window()
     stamps = frame_times(path)
-    kept = [time for time in stamps if start - TOUCH <= time < end - TOUCH]
-    if len(kept) != frames or frames < 2:
+    first, end = int(start / stamps.base), int((start + duration) / stamps.base)  # as ComfyUI rounds them
+    kept = [tick for tick in stamps.ticks if tick >= first and (not duration or tick < end)]
+    if len(kept) != len(images) or len(kept) < 2:
         return None
-    times = np.array([float(time - kept[0]) for time in kept])
+    times = np.array([float((tick - kept[0]) * stamps.base) for tick in kept])
+    fps = (len(times) - 1) / times[-1]
     try:
-        pieces = list(read_audio(path))
+        pieces = list(read_audio(path, last=True))
     except NoSound:
-        return None, 0, times
-    rate = pieces[0][0]
-    sound = np.concatenate([piece for _, piece in pieces], 1)[:, round((kept[0] - stamps[0]) * rate) :]
-    return torch.from_numpy(sound[:, : round(duration * rate) or None].copy()), rate, times
+        pieces = []
+    if not pieces:
+        return Clip(images, fps, times=times)
+    rate, begins = pieces[0][0], float((kept[0] - stamps.ticks[0]) * stamps.base)
+    sound = np.concatenate([piece for _, piece in pieces], 1)[:, round(begins * rate) :]
+    sound = sound[:, : round(duration * rate)] if duration else sound
+    return Clip(images, fps, torch.from_numpy(sound.copy()), rate, times)

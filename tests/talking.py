@@ -76,13 +76,14 @@ def write_footage(path: Path, frames: Tensor, sound: np.ndarray | None, fps: flo
     return path
 
 
-def write_placed(path: Path, times: np.ndarray, sound: np.ndarray, begins: float) -> Path:
-    """An mkv of grey pictures shown from `times` [T] (whole milliseconds, in seconds) on, and of a mono sound at 16 kHz
-    that begins at `begins`."""
+def write_placed(path: Path, times: np.ndarray, *tracks: np.ndarray, begins: float = 0.0) -> Path:
+    """An mkv of grey pictures shown from `times` [T] (whole milliseconds, in seconds) on, whose header says 25 a second
+    whatever they are, and of mono tracks of sound at 16 kHz that begin at `begins`; one of no samples has no packet."""
     import av
 
     with av.open(str(path), "w") as made:
-        pictures, heard = made.add_stream("mpeg4", rate=25), made.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        pictures = made.add_stream("mpeg4", rate=25)
+        heard = [made.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in tracks]
         pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
         pictures.codec_context.time_base = Fraction(1, 1000)
         for time in times:
@@ -90,11 +91,12 @@ def write_placed(path: Path, times: np.ndarray, sound: np.ndarray, begins: float
             frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
             made.mux(pictures.encode(frame))
         made.mux(pictures.encode(None))
-        samples = (np.clip(sound, -1, 1) * 32767).astype(np.int16)[None]
-        for start in range(0, samples.shape[1], 1024):
-            piece = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="s16", layout="mono")
-            piece.sample_rate, piece.pts = RATE, start + round(begins * RATE)
-            piece.time_base = Fraction(1, RATE)
-            made.mux(heard.encode(piece))
-        made.mux(heard.encode(None))
+        for stream, sound in zip(heard, tracks, strict=True):
+            samples = (np.clip(sound, -1, 1) * 32767).astype(np.int16)[None]
+            for start in range(0, samples.shape[1], 1024):
+                piece = av.AudioFrame.from_ndarray(samples[:, start : start + 1024], format="s16", layout="mono")
+                piece.sample_rate, piece.pts = RATE, start + round(begins * RATE)
+                piece.time_base = Fraction(1, RATE)
+                made.mux(stream.encode(piece))
+            made.mux(stream.encode(None))
     return path

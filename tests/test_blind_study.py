@@ -9,9 +9,12 @@ from urllib.parse import unquote
 
 import pytest
 
+from fantasy_core.errors import UserError
 from fantasy_core.pair_rules import DIMENSIONS
 from train import annotate
 from train.evaluate import main as evaluate
+from train.label_studio import Answer
+from train.ratings import Studied, ratings_of_answers
 
 
 @pytest.fixture
@@ -62,25 +65,39 @@ def test_a_study_is_blind_and_comes_back(rivals, tmp_path, capsys):
     assert told["clips"] == 2 and len(set(methods.values())) == 4
 
 
-def test_names_of_a_study_follow_seed_and_content(rivals, tmp_path):
-    """The same again by the same seed; others by another seed; a video made anew is another, the rest stay."""
+def test_a_running_study_is_not_lost(rivals, tmp_path, capsys):
+    """Again by the same seed: the same names. A video that is made anew leaves the copy that raters see as it is, and
+    neither it nor another seed may take the place of the list that tells whose they are. Videos may be added."""
+    out = tmp_path / "out"
 
     def names(*more: str) -> dict[str, str]:
         assert annotate.main(study(rivals, *more)) == 0
-        rows = [json.loads(line) for line in (tmp_path / "out" / "study_videos.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (out / "study_videos.jsonl").read_text().splitlines()]
         return {f"{row['source']}-{row['input']}": row["video"] for row in rows}
 
     first = names()
-    assert names() == first and not set(names("--seed", "1").values()) & set(first.values())
-    (rivals.parent / "multitalk" / "ben.MP4").write_text("multitalk anew")
-    assert {key for key, name in names().items() if name != first[key]} == {"multitalk-ben"}
+    assert names() == first
+    lines = rivals.read_text()
+    (rivals.parent / "multitalk" / "carl.MP4").write_text("multitalk carl")
+    added = {"video": "multitalk-carl", "input": "carl", "path": "multitalk/carl.MP4", "source": "multitalk"}
+    rivals.write_text(lines + json.dumps(added) + "\n")
+    assert names() == first | {"multitalk-carl": names()["multitalk-carl"]} and len(names()) == 5
+    with (rivals.parent / "multitalk" / "ben.MP4").open("r+") as file:  # in place, as ffmpeg -y writes
+        file.write("MULTITALK")
+    for more in ((), ("--seed", "1")):
+        assert annotate.main(study(rivals, *more)) == 2
+        assert "holds another study" in capsys.readouterr().err
+    assert (out / "study_videos" / f"{first['multitalk-ben']}.mp4").read_text() == "multitalk ben"
 
 
-def test_a_study_on_a_disk_without_links(rivals, tmp_path, monkeypatch):
-    def no_link(*_):
-        raise OSError("links are not supported")
+def test_a_list_that_is_older_than_its_videos(rivals, capsys):
+    rows = [json.loads(line) | {"sha256": "0" * 64} for line in rivals.read_text().splitlines()]
+    rivals.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert annotate.main(study(rivals)) == 2
+    assert "older than its videos" in capsys.readouterr().err
 
-    monkeypatch.setattr("os.link", no_link)
-    assert annotate.main(study(rivals)) == 0
-    copies = sorted(path.read_text() for path in (tmp_path / "out" / "study_videos").iterdir())
-    assert copies == ["fantasytalking2 anna", "fantasytalking2 ben", "multitalk anna", "multitalk ben"]
+
+def test_ratings_of_another_file_are_not_its_own():
+    answer = Answer("v", "a" * 64, "1", "mn", 9, 1)
+    with pytest.raises(UserError, match="another file"):
+        ratings_of_answers([answer], {"v": Studied("v", "anna", "multitalk", "b" * 64)})

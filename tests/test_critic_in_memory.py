@@ -141,3 +141,10 @@ def test_adapters_are_found_and_a_changed_file_is_seen(tmp_path):
     assert stamp(folder) == before
     os.utime(folder / "critic.json", ns=(1, 1))
     assert stamp(folder) != before
+
+
+def test_a_clip_lasts_as_long_as_its_frames_say():
+    """30 frames shown every 0.1 s are 3 s, whatever rate their file states; without times the rate tells."""
+    images = torch.zeros(30, 8, 8, 3)
+    assert Clip(images, 25.0, times=np.arange(30) / 10).seconds == pytest.approx(3.0)
+    assert Clip(images, 25.0).seconds == pytest.approx(1.2)

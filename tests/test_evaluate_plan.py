@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from plain_metrics import OPENING, PLAIN, write_grey, write_methods
+from plain_metrics import COLOURS, OPENING, PLAIN, write_grey, write_methods
 
 from train.evaluate import main
 
@@ -29,8 +29,9 @@ def test_a_plan_tells_settings_and_time_and_writes_nothing(methods, tmp_path, ca
     was timed alone)."""
     told = planned(tmp_path, capsys, methods, SLOW, "dynamics", "fid", "--options", "dynamics.mask=none")
     assert "a: 2 videos" in told and "no weights: pt_inception" in told and not (tmp_path / "out").exists()
-    assert f"{SLOW}: --options gain=1.0\n" in told and "flow=dis, mask=none, raft=," in told
-    slow, seconds = re.search(r"Slow: ([\d.]+) s", told), re.search(r"4 videos like it: about ([\d.]+) s", told)
+    assert f"{SLOW}: {SLOW}.gain=1.0\n" in told
+    assert "dynamics: dynamics.flow=dis dynamics.mask=none dynamics.raft=(none)" in told  # not its file, `task`
+    slow, seconds = re.search(r"Slow: ([\d.]+) s", told), re.search(r"like it: about ([\d.]+) s", told)
     assert float(slow[1]) > 0.4 and float(seconds[1]) >= 2
 
 
@@ -40,12 +41,26 @@ def test_a_plan_counts_what_is_in_the_cache(methods, tmp_path, capsys):
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     capsys.readouterr()
     told = planned(tmp_path, capsys, methods, PLAIN)
-    assert "0 of 4 videos are still to be measured" in told and "tried on" not in told
+    assert "0 of 4 videos are to be measured" in told and "tried on" not in told
     write_grey(tmp_path / "a" / "01.mp4", 0.35)
     told = planned(tmp_path, capsys, methods, PLAIN)
-    assert "1 of 4 videos are still" in told and "tried on 01.mp4" in told
-    assert "4 of 4 videos are still" in planned(tmp_path, capsys, methods, SLOW)
+    assert "1 of 4 videos are" in told and "tried on 01.mp4" in told
+    assert "4 of 4 videos are" in planned(tmp_path, capsys, methods, SLOW)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_plan_counts_each_metric_by_itself(methods, tmp_path, capsys):
+    """After an evaluation by one metric another one is to be measured of all four videos, the first of none; the
+    metrics of sets are measured of three real videos too."""
+    out = ["--out", str(tmp_path / "out"), "--workers", "0", "--method", *methods]
+    assert main([*out, "--metrics", PLAIN]) == 0
+    for number in range(3):
+        write_grey(tmp_path / "real" / f"{number}.mp4", 0.4)
+    capsys.readouterr()
+    told = planned(tmp_path, capsys, methods, PLAIN, COLOURS, "--reference", str(tmp_path / "real"))
+    assert "7 of 7 videos are to be measured" in told
+    assert re.search(rf"{PLAIN}: [\d.]+ s for each of 0,", told)
+    assert re.search(rf"{COLOURS}: [\d.]+ s for each of 7,", told)
 
 
 def test_a_plan_tries_what_cannot_be_opened(methods, tmp_path, capsys):
@@ -64,7 +79,11 @@ def test_methods_inside_methods_are_refused(methods, tmp_path, capsys):
     write_grey(tmp_path / "a" / "more" / "02.mp4", 0.4)
     given = ["--out", str(tmp_path / "out"), "--metrics", PLAIN, "--method"]
     assert main([*given, methods[0], f"inner={tmp_path / 'b' / '..' / 'a' / 'more'}"]) == 2
-    assert "lies in another method's" in capsys.readouterr().err
+    assert "a folder lies in another one" in capsys.readouterr().err
+    assert main([*given, methods[0], "--reference", str(tmp_path / "a" / "more")]) == 2
+    assert "a folder lies in another one" in capsys.readouterr().err
+    assert main([*given, *methods, "--reference", str(tmp_path / "a"), "--dry-run"]) == 0
+    capsys.readouterr()
     assert main([*given, methods[0], "--dry-run"]) == 0 and "a: 3 videos" in capsys.readouterr().out
 
 

@@ -29,12 +29,21 @@ def given() -> dict[str, torch.Tensor]:
         "landmarks": torch.from_numpy(np.stack([face(60, 60, 20, opening=6 * one) for one in mouth])),
         "masks": torch.stack([ellipse(4 + 12 * float(one), 20, 64) for one in mouth]),
         "uneven": torch.from_numpy(uneven()),
+        "rates": torch.from_numpy(two_rates()),
     }
 
 
 def uneven() -> np.ndarray:
     """150 frames, 75 of them at 20 a second and 75 at 33: 25 on average. Seconds, in whole milliseconds."""
     return np.round(np.cumsum([0.0] + [1 / 20] * 75 + [1 / 33] * 74), 3)
+
+
+def two_rates() -> np.ndarray:
+    """A second of 20 frames, then 250 frames at 50 a second."""
+    return np.concatenate([np.arange(20) / 20, 1 + np.arange(250) / 50])
+
+
+THIRTY = np.round(np.arange(90) / 30, 3)  # as mkv keeps them: 0, 0.033, 0.067, 0.1 ...
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +53,12 @@ def found(given, tmp_path_factory) -> dict:
     torch.save(given, folder / "given.pt")
     sound, frames = given["sound"].numpy(), np.arange(150) / 25
     files = (
-        write_placed(folder / "late.mkv", frames, sound, 0.2),
-        write_placed(folder / "early.mkv", frames + 0.2, sound, 0.0),
-        write_placed(folder / "uneven.mkv", uneven(), sound, 0.0),
+        write_placed(folder / "late.mkv", frames, sound, begins=0.2),
+        write_placed(folder / "early.mkv", frames + 0.2, sound),
+        write_placed(folder / "uneven.mkv", uneven(), sound),
+        write_placed(folder / "rates.mkv", two_rates(), sound),
+        write_placed(folder / "thirty.mkv", THIRTY, np.zeros(16000), np.arange(48000) / 48000),
+        write_placed(folder / "packetless.mkv", frames, np.zeros(0)),
     )
     return inside_comfyui("lip_cases", folder, folder / "given.pt", *files)
 
@@ -84,13 +96,30 @@ def test_frames_of_a_varying_rate_are_placed_by_their_times(found):
     assert "at 25 fps" in found["told"]["file, uneven"]
 
 
+def test_a_part_has_the_rate_of_its_own_frames(found):
+    """From 1 s on the frames are even, 50 a second, whatever the file's header or mean says: 120 ms are 6 of them,
+    less half a one, for the mouths were made from the middles of frames of 40 ms. With 25 there was no verdict."""
+    assert found["file, part"][0] in (5, 6) and found["file, part"][1] > 0.6
+    assert "at 50 fps" in found["told"]["file, part"]
+
+
+def test_a_trim_is_rounded_as_comfyui_rounds_it(found):
+    """From 1/30 s on, 24 frames: 33 ms is in, as 1/30 s is 33 whole ticks; 833 (frame 25) is not below 833. The sound,
+    a ramp of 1 in 3 s on the last of two tracks, begins at 33 ms, sample 528 of 48000 (16 bits)."""
+    images, times, begin, length = found["trim"].tolist()
+    assert (images, round(times, 3), round(length)) == (24, 0.800 - 0.033, 12800)
+    assert begin == pytest.approx(528 / 48000, abs=1 / 32767)
+
+
 def test_what_wins_is_told(found):
     assert "images were not looked at" in found["told"]["both"]
     assert "lip_mask was not looked at" in found["told"]["both"]
     assert "warning" not in found["told"]["video"]
 
 
-@pytest.mark.parametrize("case,word", [("silent", "no sound, or silence"), ("no face", "seen in 0% of")])
+@pytest.mark.parametrize(
+    "case,word", [("silent", "no sound, or silence"), ("no face", "seen in 0% of"), ("no packet", "no sound")]
+)
 def test_no_verdict_is_nan_with_a_reason_and_a_plot(found, case, word):
     assert found[case].isnan().all() and word in found["told"][case]
     assert found[f"{case}, plot"].shape == found["video, plot"].shape

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fantasy_core.errors import UserError
@@ -59,7 +61,27 @@ def test_a_cap_is_of_real_and_mined_pairs_together(files, cap, pairs):
     assert stage.main(arguments(files, "--full", "both", "--margin", "2", "--cap", str(cap))) == 0
     assert [f"{row['chosen']} {row['rejected']}" for row in rows_of(files / "pairs", "full")] == pairs
     rules = json.loads((files / "pairs" / "pairs.json").read_text())["rules"]
-    assert rules["mined"] == pairs.count("v1 bad")
+    assert (rules["mined"], rules["real_kept"]) == (pairs.count("v1 bad"), len(pairs) - pairs.count("v1 bad"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_cap_is_one_choice(tmp_path, seed):
+    """All pairs of both kinds, the largest margin first, then by ids; from the top, what finds both of its videos used
+    less than the cap: by hand, on seven videos at random."""
+    rng, cap = np.random.default_rng(seed), 1 + seed % 3
+    z = {f"v{k}": rng.integers(-8, 9, 3).astype(float) for k in range(6)} | {"real": np.full(3, 7.0)}
+    videos = [{"video": name, "input": "i", "source": "real" if name == "real" else "humo"} for name in z]
+    scores = [{"video": n, **dict(zip(("z_mn", "z_ls", "z_vq"), row.tolist(), strict=True))} for n, row in z.items()]
+    for name, rows in (("videos", videos), ("scores", scores)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = [((z[b] - z[w]).min(), b, w) for b, w in permutations(z, 2) if (z[b] - z[w]).min() >= 1]
+    expected, uses = [], dict.fromkeys(z, 0)
+    for margin, better, worse in sorted(every, key=lambda p: (-p[0], p[1], p[2])):
+        if max(uses[better], uses[worse]) < cap:
+            expected.append((better, worse, margin))
+            uses[better], uses[worse] = uses[better] + 1, uses[worse] + 1
+    assert stage.main(arguments(tmp_path, "--full", "both", "--signs", "false", "--cap", str(cap))) == 0
+    assert [(row["chosen"], row["rejected"], row["margin"]) for row in rows_of(tmp_path / "pairs", "full")] == expected
 
 
 def test_the_command_writes_pairs_and_their_origin(files, capsys):

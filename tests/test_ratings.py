@@ -7,9 +7,9 @@ import json
 import pytest
 
 from fantasy_core.errors import UserError
-from train.ratings import Rating, ratings_of, read_ratings
+from train.ratings import Rating, Studied, ratings_of, read_ratings
 
-VIDEOS = {"v0": ("clip 1", "ours"), "v1": ("clip 1", "multitalk")}
+VIDEOS = {"v0": Studied("v0", "clip 1", "ours"), "v1": Studied("v1", "clip 1", "multitalk")}
 GOOD = {"rater": "r", "clip": "c", "method": "m", "mn": 0, "ls": "10", "vq": 7.5}
 
 

@@ -55,7 +55,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def cache_arguments(folder: Path) -> list[str]:
-    model = ["--model", "wan2.1-t2v-1.3b", "--wan", f"{folder}/wan", "--fps", str(FPS)]
+    model = ["--model", "wan2.1-t2v-1.3b", "--wan", f"{folder}/wan"]  # whose own rate is 16 frames a second
     return ["--videos", f"{folder}/videos.jsonl", *model]
 
 
@@ -76,6 +76,7 @@ def test_a_cache_holds_what_the_model_knows(data, capsys):
     cache, components = Cache(data / "cache"), WanFromText(data / "wan")  # texts are encoded in bf16
     assert all(set(cache[name]) == {"latents", "text"} for name in cache.videos) and len(cache.videos) == 4
     assert cache["v0"]["latents"].shape == (16, 3, 8, 12) and cache.facts["weights"] == components.fingerprint
+    assert cache.facts["fps"] == FPS == components.defaults.fps
     assert torch.equal(cache["v0"]["text"], components.text(["a person speaks"])[0])
     stored = sum(tensor.numel() * tensor.element_size() for tensor in cache["v0"].values())
     text = (T2V.text_len - len(cache["v0"]["text"])) * T2V.text_dim * 4  # counted at its full length
@@ -133,7 +134,7 @@ def test_experts_leave_for_other_hosts(data, experts, tmp_path):
 
 
 def test_a_base_without_a_voice_learns_no_lip_sync(data, tmp_path, capsys):
-    given = expert_arguments(data, tmp_path / "ls", "mn", masked="false", **base(data))
+    given = expert_arguments(data, tmp_path / "ls", "mn", **base(data))
     given[given.index("--dimension") + 1] = "ls"
     assert expert_stage.main([*given, "--dry-run"]) == 2
     assert "cannot learn lip sync" in capsys.readouterr().err

@@ -78,9 +78,12 @@ def test_tokens_are_counted_as_they_pass(data, tmp_path, settings, passes):  # n
     assert 10**8 < measured[0]["memory"] <= measured[1]["memory"]
 
 
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has a capacity of ...")
+
+
 def test_a_device_that_is_too_small(data, tmp_path, capsys, monkeypatch):  # noqa: F811
     """Memory that runs out in iteration 3 is told with the last good state, and the same command with blocks that are
-    computed again ends as a run that never stopped."""
+    computed again ends as a run that never stopped. What is passed already is not advised."""
     given = {"iterations": 4, "save-every": 2}
     assert expert_stage.main(expert_arguments(data, tmp_path / "whole", **given)) == 0
     passed, gradient = [], trainer.gradient
@@ -88,17 +91,30 @@ def test_a_device_that_is_too_small(data, tmp_path, capsys, monkeypatch):  # noq
     def full(*told):
         passed.append(1)
         if len(passed) == 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has a capacity of ...")
+            raise FULL
         return gradient(*told)
 
     monkeypatch.setattr(trainer, "gradient", full)
     capsys.readouterr()
-    assert expert_stage.main(expert_arguments(data, tmp_path / "run", **given)) == 2
+    assert expert_stage.main(expert_arguments(data, tmp_path / "run", checkpointing="none", **given)) == 2
     told = capsys.readouterr().err
-    assert "Tried to allocate 2 GiB.\n" in told and "--checkpointing blocks" in told and "holds the last good" in told
+    assert "Tried to allocate 2 GiB.\n" in told and "holds the last good" in told
+    assert "pass --checkpointing blocks and --offload blocks, and give the same command again" in told
     monkeypatch.undo()
     assert expert_stage.main(expert_arguments(data, tmp_path / "run", checkpointing="blocks", **given)) == 0
     same_expert(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_base_that_does_not_fit(data, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """The commonest case: memory runs out while the base is loaded."""
+
+    def full(*_, **__):
+        raise FULL
+
+    monkeypatch.setattr("fantasy_core.miniature.components.load_dit", full)
+    assert expert_stage.main(expert_arguments(data, tmp_path / "run", checkpointing="blocks")) == 2
+    told = capsys.readouterr().err
+    assert "pass --offload blocks, and" in told and "no checkpoint had been written yet" in told
 
 
 # ---- trackers ----

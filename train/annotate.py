@@ -10,7 +10,7 @@ import. Label Studio must be started with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABL
 LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT at --root, and the project needs a folder below it, the one with the videos, as
 source storage "Local files" (added, not synchronised). Three people label every video; export as JSON.
 
-A study is blind: raters get the videos, one of each method (`source`) for each clip (`input`), in the folder
+A study is blind: raters get copies of the videos, one of each method (`source`) for each clip (`input`), in the folder
 study_videos of --out, by names that tell neither (--root is --out there, if it is not given). study_videos.jsonl
 tells them apart again: keep it to yourself and give it to `train.evaluate --ratings export.json --videos` later.
 
@@ -83,10 +83,10 @@ class AdjudicateSettings(Shown):
 
 
 def write_tasks(settings: TaskSettings, dry_run: bool) -> None:
-    videos = Videos.of(settings.videos)
+    study = settings.project == "study"
+    videos = Videos.of(settings.videos, believed=not study)
     for path in videos.files.values():
         check_file(path, "video")
-    study = settings.project == "study"
     shown = blinded(videos, settings.out, settings.seed) if study else videos
     root = settings.root or (settings.out if study else settings.videos.parent)
     tasks = shown.tasks([(name, None) for name in shown.rows], root, settings.prefix, settings.seed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ class CacheSettings:
     wav2vec: Path | None = setting(None, "folder of wav2vec2-base-960h")
     device: str = setting("cpu", "cpu, cuda, ...")
     dtype: str = setting("fp32", "of what is stored", choices=tuple(DTYPES))
-    fps: float = setting(23.0, "of all videos", least=1.0)
+    fps: float | None = setting(None, "of all videos (default: the model's, 23 of FantasyTalking)", least=1.0)
     task: Path | None = setting(None, "mediapipe's face_landmarker.task: makes lip masks")
     masks: Path | None = setting(None, "instead: a folder with NAME.safetensors for every video")
     shard_bytes: int = setting(SHARD_BYTES, "size of a shard", least=1)
@@ -201,6 +201,7 @@ def run(settings: CacheSettings, dry_run: bool) -> None:
     for source in sources:
         media.check_file(place(source, settings), f"video {source.video}")
     components = components_of(settings)
+    settings = replace(settings, fps=settings.fps or components.defaults.fps)
     if dry_run:
         print(f"dry run: {len(sources)} videos would be encoded by {components.name} into {settings.out}")
         print(disk_plan(settings, sources, components))

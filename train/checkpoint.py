@@ -46,16 +46,16 @@ class Checkpoint:
             ) from error
 
     @contextmanager
-    def fits(self, smaller: str) -> Iterator[None]:
-        """A device that is out of memory becomes a UserError that names the last good state. smaller: what to do, which
-        must leave the run what it is."""
+    def fits(self, needed: str, smaller: str) -> Iterator[None]:
+        """A device that is out of memory becomes a UserError that names the last good state. needed: how much it
+        takes; smaller: what to do, which must leave the run what it is."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             raise UserError(
                 "the device's memory is too small for this training",
                 got=str(error).partition("\n")[0],
-                expected="what --dry-run prints, and a tenth more",
+                expected=needed,
                 do=f"{smaller}, and give the same command again; {self.last}",
             ) from error
 

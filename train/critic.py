@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,6 @@ from fantasy_core.critic.about import ABOUT, views_for
 from fantasy_core.critic.asked import FACES, read_questions
 from fantasy_core.critic.critic import Critic
 from fantasy_core.critic.shown import Shown
-from fantasy_core.critic.sizes import sizes_of
 from fantasy_core.critic.thinker import add_adapter, base_of, fingerprint, load_thinker, load_tokenizer
 from fantasy_core.errors import UserError, some
 from fantasy_core.media import check_file
@@ -41,7 +39,7 @@ from train.annotations import Annotation
 from train.checkpoint import Checkpoint, Log
 from train.config_file import write_settings
 from train.critic_data import CriticData
-from train.critic_plan import look, train_plan
+from train.critic_plan import training_plan
 from train.distributed import join
 from train.labelled import keep, left_out
 from train.optimizers import check_optimizer, make_optimizer
@@ -129,16 +127,6 @@ class Run:
         print(f"{len(self.data)} balanced labels, {len(self.data.validation)} held out, {self.iterations} iterations")
         for cell in self.data.dropped:
             print(f"warning: left out, for it has no {'No' if cell.label else 'Yes'}: {cell}")
-
-    def cost(self) -> str:
-        """What the training takes, from a few of its videos and from the base's config.json."""
-        settings, data, views = self.settings, self.data, self.views.only(self.settings.dimension)
-        files = [data.files[name] for name in dict.fromkeys(row.video for row in data.rows)]
-        looked, sizes = look(files, views, settings.task if views.crops_face else None), sizes_of(settings.base)
-        learnt = Counter(row.dimension for row in data.rows)
-        labels = [(dimension, settings.epochs * count) for dimension, count in learnt.items()]
-        told = {"adapter": settings.rank * sizes.linears, "again": settings.checkpointing}
-        return train_plan(looked, views, sizes, DTYPES[settings.dtype], labels, **told)
 
     def looks_after(self, iteration: int) -> bool:
         """Whether the inputs held out are looked at after this iteration."""
@@ -249,28 +237,36 @@ def save(run: Run, critic: Critic) -> Path:
     return folder
 
 
+def smaller(settings: CriticSettings) -> str:
+    """What takes less memory and leaves the run what it is."""
+    ways = ["--checkpointing true"] * (not settings.checkpointing) + [f"--micro {settings.micro // 2}"]
+    return f"pass {' and '.join(ways)}"
+
+
 def run(settings: CriticSettings, dry_run: bool) -> None:
     found = Run(settings)
     if dry_run:
         found.tell()
-        print(found.cost())
+        print(training_plan(settings, found.data, found.views, DTYPES[settings.dtype]))
         print("labels whose video cannot be read, or shows no face, will be left out before the first step")
         print(f"dry run: an adapter of rank {settings.rank} would be trained into {settings.out}")
         return
     found.world.meet()
     found.look()
     found.tell()
-    model = load_thinker(settings.base, dtype=DTYPES[settings.dtype], device=found.world.device)
-    if settings.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    adapted = add_adapter(model, settings.rank, settings.alpha, settings.seed)
-    base_of(adapted).train(settings.checkpointing)  # there is no dropout: the mode is what turns checkpointing on
-    critic = Critic(adapted, load_tokenizer(settings.base), found.views, read_questions())
-    if found.world.is_main:
-        write_settings(settings.out / "config.toml", settings, "given back as --config, this repeats the run")
-        write_json(settings.out / "made_from.json", found.origin)
-    with found.world.together(), found.checkpoint.fits("pass --checkpointing true, or a smaller --micro"):
-        train(found, critic)
+    needed = "the weights that --dry-run tells, and the activations of --micro tokens"
+    with found.checkpoint.fits(needed, smaller(settings)):
+        model = load_thinker(settings.base, dtype=DTYPES[settings.dtype], device=found.world.device)
+        if settings.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        adapted = add_adapter(model, settings.rank, settings.alpha, settings.seed)
+        base_of(adapted).train(settings.checkpointing)  # there is no dropout: the mode is what turns checkpointing on
+        critic = Critic(adapted, load_tokenizer(settings.base), found.views, read_questions())
+        if found.world.is_main:
+            write_settings(settings.out / "config.toml", settings, "given back as --config, this repeats the run")
+            write_json(settings.out / "made_from.json", found.origin)
+        with found.world.together():
+            train(found, critic)
     if found.world.is_main:
         print(save(found, critic))
     found.world.leave()

@@ -9,18 +9,21 @@ as they are.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from fantasy_core.critic.asked import Views
 from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import Shown
-from fantasy_core.critic.sizes import Sizes
+from fantasy_core.critic.sizes import Sizes, sizes_of
 from fantasy_core.errors import UserError
 from fantasy_core.estimate import PLANNING_RATES, told_bytes, told_flops, told_seconds
+from train.critic_data import CriticData
 
 LOOKED_AT = 8  # videos
 QUESTION = 110  # tokens of a question (45 to 65 words) with what is around it
@@ -77,37 +80,59 @@ def look(files: Sequence[Path], views: Views, task: Path | None) -> Looked:
 
 
 def score_plan(looked: Looked, views: Views, sizes: Sizes, dtype: torch.dtype, count: int, readers: int) -> str:
-    """A few lines: the model's memory, what was looked at, and the hours of `count` videos."""
+    """A few lines: the model's memory, what was looked at, and the hours of `count` videos that are to be scored."""
     asked = {view.name: sum(one.name == view.name for one in views.of.values()) for view in views.of.values()}
     work = [
-        flops(sizes, window, asked[name])
+        sum(flops(sizes, window, asked[name]) for name, of_view in windows.items() for window in of_view)
         for windows in looked.shown
-        for name, of_view in windows.items()
-        for window in of_view
     ]
-    total = sum(work) / max(len(looked.shown), 1) * count
     reading = told_seconds(looked.seconds * count / max(readers, 1))
+    by = f"{readers} workers" if readers else "this process"
     return (
         f"{_memory(sizes, dtype)}\n{looked}\n"
-        f"{count:,} videos: {told_flops(total)}, on one GPU {_times(total)}; reading takes {readers} workers {reading}"
+        f"{count:,} videos to score: {_hours(_mean(work, count))}; reading takes {by} {reading}"
     )
 
 
-def train_plan(
-    looked: Looked, views: Views, sizes: Sizes, dtype: torch.dtype, labels: Iterable[tuple[str, float]], adapter: int,
-    again: bool,
-) -> str:  # fmt: skip
-    """The same of a training on (dimension, how many labels are learnt from in all); `adapter` has so many weights,
-    `again`: blocks are computed again."""
-    total = 0.0
-    for dimension, count in labels:
+class Planned(Protocol):
+    """What `training_plan` reads of the settings of a training."""
+
+    base: Path
+    task: Path | None
+    dimension: tuple[str, ...]
+    rank: int
+    epochs: float
+    checkpointing: bool
+
+
+def training_plan(settings: Planned, data: CriticData, views: Views, dtype: torch.dtype) -> str:
+    """The same of a training on the balanced labels of `data`: of each the first window, in its dimension's view."""
+    views, sizes = views.only(settings.dimension), sizes_of(settings.base)
+    files = [data.files[name] for name in dict.fromkeys(row.video for row in data.rows)]
+    looked = look(files, views, settings.task if views.crops_face else None)
+    passes, works = 3 if settings.checkpointing else 2, []
+    for dimension, labels in Counter(row.dimension for row in data.rows).items():
         name = views.of[dimension].name
-        first = [flops(sizes, windows[name][0], 1, 3 if again else 2) for windows in looked.shown if windows[name]]
-        total += sum(first) / max(len(first), 1) * count
+        first = [flops(sizes, windows[name][0], 1, passes) for windows in looked.shown if windows[name]]
+        works.append(_mean(first, settings.epochs * labels))
+    total = None if None in works else sum(work for work in works if work is not None)
+    adapter = told_bytes(16 * settings.rank * sizes.linears)  # weights, gradient and two moments, in fp32
     return (
-        f"{_memory(sizes, dtype)}, the adapter with its gradient and AdamW's moments {told_bytes(16 * adapter)}; "
-        f"activations of --micro tokens besides\n{looked}\n{told_flops(total)}, on one GPU {_times(total)}"
+        f"{_memory(sizes, dtype)}, the adapter with its gradient and AdamW's moments "
+        f"{adapter}; activations of --micro tokens besides\n{looked}\n{_hours(total)}"
     )
+
+
+def _mean(work: Sequence[float], count: float) -> float | None:
+    """Of `count` such, None where there is none to go by."""
+    return sum(work) / len(work) * count if work else None
+
+
+def _hours(total: float | None) -> str:
+    if total is None:
+        return "FLOPs unknown, for none of the videos that were looked at could be shown"
+    told = ", ".join(f"{name} {told_seconds(total / rate)}" for name, rate in PLANNING_RATES.items())
+    return f"{told_flops(total)}, on one GPU {told} (assumed rates)"
 
 
 def _memory(sizes: Sizes, dtype: torch.dtype) -> str:
@@ -115,8 +140,3 @@ def _memory(sizes: Sizes, dtype: torch.dtype) -> str:
         f"the model: {sizes.total / 1e9:.2f} billion weights ({sizes.language / 1e9:.2f} in the language model), "
         f"{told_bytes(sizes.total * dtype.itemsize)} in {str(dtype).removeprefix('torch.')}"
     )
-
-
-def _times(total: float) -> str:
-    told = ", ".join(f"{name} {told_seconds(total / rate)}" for name, rate in PLANNING_RATES.items())
-    return f"{told} (assumed rates)"

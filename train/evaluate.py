@@ -40,7 +40,7 @@ from train.evaluate_compare import (
     warnings_of,
 )
 from train.evaluate_gate import gate_picture
-from train.evaluate_inputs import Method, inputs_of, read_folder, read_methods, unpaired
+from train.evaluate_inputs import Method, inputs_of, read_methods, read_reference, unpaired
 from train.evaluate_leftovers import remove_leftovers
 from train.evaluate_measure import Bench, measure_all, see_all, unopened
 from train.evaluate_plan import tell_plan
@@ -97,7 +97,7 @@ def evaluate(settings: EvaluateSettings, dry_run: bool) -> dict[str, Any] | None
     """The videos: what evaluation.json says of them; only the plan on a dry run."""
     protocol = Protocol(settings.fps, settings.size and "x".join(map(str, parse_size(settings.size))))
     methods = read_methods(settings.method, settings.out)
-    reference = read_folder("reference", settings.reference, settings.out) if settings.reference else None
+    reference = read_reference(settings.reference, methods, settings.out) if settings.reference else None
     asked = wanted(settings.metrics, settings.weights, settings.options)
     bench, absent = build(asked, protocol)
     if dry_run:
@@ -138,8 +138,7 @@ def measured(
     real = list(reference.videos.values()) if reference else []
     seen = see_all(cache, list(dict.fromkeys([*own, *real])), workers)
     results = measure_all(cache, {path: seen[path] for path in own}, bench, workers)
-    of_sets = bench.only({name for name, metric in bench.metrics.items() if isinstance(metric, SetMetric)})
-    results |= measure_all(cache, {path: seen[path] for path in real}, of_sets, workers)
+    results |= measure_all(cache, {path: seen[path] for path in real}, bench.of_sets, workers)
     closed = unopened(results)
     absent |= {spec.name: absence(spec, closed[spec.name]) for spec in bench.specs if spec.name in closed}
     return Measurement(methods, reference, seen, results, bench.only(bench.metrics.keys() - closed), absent)

@@ -39,15 +39,21 @@ def read_methods(given: Sequence[str], out: Path) -> list[Method]:
     return [read_folder(name, folder, out) for name, folder in named]
 
 
+def read_reference(folder: Path, methods: Sequence[Method], out: Path) -> Method:
+    """The reference, whose folder may be a method's, but not in one or around one. Raises UserError."""
+    _check_apart([folder, *(method.folder for method in methods)])
+    return read_folder("reference", folder, out)
+
+
 def _check_apart(folders: Sequence[Path]) -> None:
     """Videos below a folder are all its method's: a method inside another would be compared with itself."""
     inside = [f"{one} in {other}" for one in folders for other in folders if other.resolve() in one.resolve().parents]
     if inside:
         raise UserError(
-            "a method's folder lies in another method's",
+            "a folder lies in another one",
             got=some(inside),
             expected="folders beside one another: all videos below a folder are its method's",
-            do="give the folder of each method's own videos to --method",
+            do="give the folder of its own videos to each --method, and to --reference",
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from fantasy_core.errors import UserError
 from fantasy_core.manifest import sha256
 from fantasy_core.media import check_file
-from fantasy_core.metrics.contract import Measured, Metric, Opens, ReadsBeside, Unfit, Video
+from fantasy_core.metrics.contract import Measured, Metric, Opens, ReadsBeside, SetMetric, Unfit, Video
 from fantasy_core.progress import Progress
 from train.evaluate_cache import Cache, Failure, Found, Seen, failure_of, settings_hash, state_of, told
 from train.evaluate_registry import Spec
@@ -68,6 +68,11 @@ class Bench:
         """The same with some of the metrics."""
         specs = [spec for spec in self.specs if spec.name in names]
         return Bench(specs, {n: m for n, m in self.metrics.items() if n in names}, self.protocol)
+
+    @property
+    def of_sets(self) -> Bench:
+        """The same with the metrics of sets, which are all that a reference is measured by."""
+        return self.only({name for name, metric in self.metrics.items() if isinstance(metric, SetMetric)})
 
 
 Results = dict[tuple[Path, str], Found]  # by video and metric

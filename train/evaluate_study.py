@@ -7,7 +7,6 @@ very means of the table and from the same draws (in the paper, the sentence besi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,12 @@ import numpy as np
 
 from fantasy_core.errors import UserError, some
 from fantasy_core.pair_rules import DIMENSIONS
-from train.ratings import Rating, read_ratings
+from train.ratings import Rating, Studied, read_ratings
 from train.run import read_rows
 
 Array = np.ndarray
 RESAMPLES = 4000
 FEW = 10  # raters below which an interval is rough
-
-
-@dataclass(frozen=True)
-class Studied:
-    """A line of study_videos.jsonl: raters see `video`, which is `source`'s answer to `input`."""
-
-    video: str
-    input: str
-    source: str
 
 
 def read_study(ratings: Path, videos: Path | None) -> list[Rating]:
@@ -42,7 +32,7 @@ def read_study(ratings: Path, videos: Path | None) -> list[Rating]:
             do="give it as --videos; or give a CSV rater,clip,method,mn,ls,vq",
         )
     rows = read_rows(videos, Studied) if videos else ()
-    found = read_ratings(ratings, {row.video: (row.input, row.source) for row in rows})
+    found = read_ratings(ratings, {row.video: row for row in rows})
     if not found:
         do = "export the project again when people have rated"
         raise UserError(f"{ratings} holds no rating", got="no row", expected="one rating or more", do=do)

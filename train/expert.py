@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from fantasy_core.components import WanFromText
 from fantasy_core.errors import UserError
 from fantasy_core.expert_files import DIMENSIONS as ALL_DIMENSIONS
 from fantasy_core.experts import Expert, ExpertBank, LowRank, save_expert
@@ -59,14 +60,14 @@ def fresh_expert(host: Host, settings: ExpertSettings) -> Expert:
 
 
 def run(settings: ExpertSettings, dry_run: bool) -> None:
-    stage = Stage(settings, masked=settings.by_lips)
-    if settings.dimension == "ls" and not stage.components.config.audio_token_dim:
+    if settings.dimension == "ls" and settings.model == WanFromText.name:
         raise UserError(
             "this base cannot learn lip sync",
-            got=f"{stage.components.name}, which hears nothing",
+            got=f"{settings.model}, which hears nothing",
             expected="a base with FantasyTalking's audio attention",
             do="train mn and vq on it, or give --model wan2.1-i2v-14b",
         )
+    stage = Stage(settings, masked=settings.by_lips)
     if dry_run:
         print(stage.budget)
         return

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,17 +100,18 @@ def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], d
         else:
             pairs[dimension] = pairs_by_count(found, dimension, count, rules)
             margins[dimension] = float(pairs[dimension].margin[-1])
-    real, refused, compared = pairs_with_real(found, rules if settings.check_real else None)
+    free = replace(rules, cap=0)  # full pairs of both kinds are capped together
+    real, refused, compared = pairs_with_real(found, free if settings.check_real else None)
     made, kinds = found.generated(), ("real", "mined") if settings.full == "both" else (settings.full,)
-    full = {"real": lambda: real, "mined": lambda: pairs_by_dominance(made, rules)}
-    full["mean"] = lambda: pairs_by_mean(made, rules)
-    both = joined([full[kind]() for kind in kinds])
-    pairs["full"] = capped(both, rules.cap) if rules.cap else both
-    number = sum(refused.values())
-    facts = {"margins": margins, "real_compared": compared, "real_kept": len(real), "real_refused": number}
+    full = {"real": lambda: real, "mined": lambda: pairs_by_dominance(made, free)}
+    full["mean"] = lambda: pairs_by_mean(made, free)
+    every = joined([full[kind]() for kind in kinds])
+    pairs["full"] = capped(every, rules.cap) if rules.cap else every
+    number, with_real = sum(refused.values()), int(found.real[pairs["full"].chosen].sum())
+    kept = with_real if "real" in kinds else len(real)
+    facts = {"margins": margins, "real_compared": compared, "real_kept": kept, "real_refused": number}
     facts |= {"real_refused_share": number / max(compared, 1), "real_refused_by": refused}
-    mined = int((~found.real[pairs["full"].chosen]).sum())
-    return pairs, facts | ({"mined": mined} if "mined" in kinds else {})
+    return pairs, facts | ({"mined": len(pairs["full"]) - with_real} if "mined" in kinds else {})
 
 
 def told(pairs: dict[str, Pairs], scored: Scored, settings: PairSettings) -> dict[str, dict]:

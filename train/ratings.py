@@ -18,6 +18,16 @@ LEAST, MOST = 0, 10
 
 
 @dataclass(frozen=True)
+class Studied:
+    """A line of study_videos.jsonl: raters see `video`, which is `source`'s answer to `input`."""
+
+    video: str
+    input: str
+    source: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Rating:
     """What one rater gives one method on one clip (the input: portrait and voice)."""
 
@@ -61,15 +71,19 @@ def _number(given: Any) -> float | None:
     return number if LEAST <= number <= MOST else None
 
 
-def ratings_of_answers(answers: Iterable[Answer], videos: Mapping[str, tuple[str, str]]) -> list[Rating]:
-    """Ratings from the answers in an export; `videos` says of each video which (clip, method) it is, since raters are
-    not told. Raises UserError as `ratings_of`, and for videos that are not among these."""
+def ratings_of_answers(answers: Iterable[Answer], videos: Mapping[str, Studied]) -> list[Rating]:
+    """Ratings from the answers in an export; `videos` says of each video whose it is, since raters are not told.
+    Raises UserError as `ratings_of`, and for videos that are not among these or were other files."""
     rows, strangers = {}, set()
     for answer in answers:
         if answer.video not in videos:
             strangers.add(answer.video)
             continue
-        clip, method = videos[answer.video]
+        shown = videos[answer.video]
+        if answer.sha256 and shown.sha256 and answer.sha256 != shown.sha256:
+            strangers.add(f"{answer.video} (another file)")
+            continue
+        clip, method = shown.input, shown.source
         row = rows.setdefault(answer.annotation, {"rater": answer.by, "clip": clip, "method": method})
         row[answer.name] = answer.value
     if strangers:
@@ -82,7 +96,7 @@ def ratings_of_answers(answers: Iterable[Answer], videos: Mapping[str, tuple[str
     return ratings_of(rows.values())
 
 
-def read_ratings(path: Path, videos: Mapping[str, tuple[str, str]]) -> list[Rating]:
+def read_ratings(path: Path, videos: Mapping[str, Studied]) -> list[Rating]:
     """A CSV (by its name), or an export with `videos` as in `ratings_of_answers`. Raises UserError."""
     if path.suffix.lower() == ".csv":
         return ratings_of(row for _, row in read_table(path, ("rater", "clip", "method", *DIMENSIONS)))

@@ -217,20 +217,21 @@ def run(settings: ScoreSettings, dry_run: bool) -> None:
 def tell_plan(settings: ScoreSettings, videos: Sequence[Video]) -> None:
     """Print what there is to score and what it costs. Whose the rows are that are there is known when a critic is
     loaded."""
-    scored = {row["video"] for row in read_parts(settings.out)} & {video.video for video in videos}
+    rows = list(read_parts(settings.out))
+    scored = {row["video"] for row in rows} & {video.video for video in videos}
+    judges = {(row.get("critic"), row.get("views")) for row in rows}
     files = {video.video: settings.videos.parent / video.path for video in videos}
-    there = [path for path in files.values() if path.is_file()]
-    judges = {(row.get("critic"), row.get("views")) for row in read_parts(settings.out)}
-    if settings.judge == "none" and there:
+    left = [path for name, path in files.items() if name not in scored and path.is_file()]
+    if settings.judge == "none" and left:
         assert settings.base is not None
         views, dtype = views_asked(settings), DTYPES[settings.dtype]
-        looked = look(there, views, settings.task)
-        print(score_plan(looked, views, sizes_of(settings.base), dtype, len(there), settings.workers))
+        looked = look(left, views, settings.task if views.crops_face else None)
+        print(score_plan(looked, views, sizes_of(settings.base), dtype, len(left), settings.workers))
     print(
         f"dry run: {len(videos)} videos; {len(scored)} have a row in {settings.out}, by {len(judges)} critics and views"
     )
-    if len(there) < len(files):
-        print(f"files that are not there: {some(name for name, path in files.items() if not path.is_file())}")
+    if absent := [name for name, path in files.items() if not path.is_file()]:
+        print(f"files that are not there: {some(absent)}")
 
 
 def main(argv: list[str] | None = None) -> int:

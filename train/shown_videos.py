@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -44,17 +43,26 @@ class Videos:
     files: dict[str, Path]
 
     @classmethod
-    def of(cls, path: Path) -> Videos:
-        """The videos of a videos.jsonl. Raises UserError for a list that is none, and for a file that has no hash and
-        is not there."""
+    def of(cls, path: Path, *, believed: bool = True) -> Videos:
+        """The videos of a videos.jsonl. believed: hashes of the list are not made again. Raises UserError for a list
+        that is none, for a file that is not there, if it is hashed, and for one that is another than the list says."""
         rows = {row.video: row for row in _once(path, list(read_rows(path, Listed)))}
         files = {name: path.parent / row.path for name, row in rows.items()}
-        absent = [name for name, row in rows.items() if not row.sha256]
-        with Progress("hashes", len(absent), shown=bool(absent)) as progress:
-            for name in absent:
+        asked = [name for name, row in rows.items() if not (row.sha256 and believed)]
+        changed = []
+        with Progress("hashes", len(asked), shown=bool(asked)) as progress:
+            for name in asked:
                 own = sha256(check_file(files[name], "video"))
+                changed += [name] if rows[name].sha256 not in ("", own) else []
                 rows[name] = dataclasses.replace(rows[name], sha256=own)
                 progress.step(name)
+        if changed:
+            raise UserError(
+                f"{path} is older than its videos",
+                got=f"other files than it lists: {some(changed)}",
+                expected="files with the sha256 of their lines",
+                do="make the list again, or bring back the files",
+            )
         return cls(rows, files)
 
     def tasks(
@@ -95,7 +103,7 @@ def blinded(videos: Videos, folder: Path, seed: int) -> Videos:
         )
     rows = {}
     for row in videos.rows.values():
-        # The content is in the name, so that a video that was made anew is not rated under that of the old one.
+        # The content is in the name: a video that was made anew has another one, and its old ratings are not its own.
         name = hashlib.sha256(f"{seed} {row.video} {row.sha256}".encode()).hexdigest()[:12]
         path = f"{STUDY}/{name}{Path(row.path).suffix.lower()}"
         rows[name] = dataclasses.replace(row, video=name, path=path)
@@ -103,15 +111,22 @@ def blinded(videos: Videos, folder: Path, seed: int) -> Videos:
 
 
 def write_blinded(videos: Videos, shown: Videos, folder: Path) -> Path:
-    """Put the files of `shown` (which are `videos`, in this order) into `folder`, linked where that can be, and write
-    the list that tells whose they are: a videos.jsonl, which is returned. Raises UserError for a full disk."""
-    (folder / STUDY).mkdir(parents=True, exist_ok=True)
-    for original, place in zip(videos.files.values(), shown.files.values(), strict=True):
-        with replacing(place) as beside:
-            try:
-                os.link(original.resolve(), beside)
-            except OSError:  # another disk, or one without links
-                shutil.copyfile(original, beside)
+    """Copy the files of `videos` to those of `shown`, in this order, and write the list that tells whose they are: a
+    videos.jsonl, which is returned. (A link would change under its raters with the file.) Raises UserError for a full
+    disk, and for a folder with the list of a study of other videos, which alone tells what its raters saw."""
     key = folder / f"{STUDY}.jsonl"
+    if key.is_file() and (lost := [row.video for row in read_rows(key, Listed) if row.video not in shown.rows]):
+        raise UserError(
+            f"{folder} holds another study",
+            got=f"{len(lost)} videos that are not in this one, or were other files or had another --seed: {some(lost)}",
+            expected="a new folder, or the same study with videos added",
+            do=f"give another --out; {key} is needed for the ratings of the study that is there",
+        )
+    (folder / STUDY).mkdir(parents=True, exist_ok=True)
+    with Progress("copies", len(shown.files)) as progress:
+        for original, place in zip(videos.files.values(), shown.files.values(), strict=True):
+            with replacing(place) as beside:
+                shutil.copyfile(original, beside)
+            progress.step(place.name)
     write_rows(key, list(shown.rows.values()))
     return key

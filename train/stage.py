@@ -90,6 +90,15 @@ class Stage:
         """What the run will cost; `str()` is a table."""
         return of_stage(self)
 
+    @property
+    def smaller(self) -> str:
+        """What takes less memory and leaves the run what it is."""
+        ways = ["--checkpointing blocks"] * (self.settings.checkpointing != "blocks")
+        ways += ["--offload blocks"] * (self.settings.offload != "blocks")
+        return (
+            f"pass {' and '.join(ways)}" if ways else "take a device with more memory, or smaller videos in a new run"
+        )
+
     @contextmanager
     def dit(self) -> Iterator[WanDiT]:
         """The base, frozen, and sharded if asked; the run is on record from here on."""
@@ -98,7 +107,10 @@ class Stage:
             about = f"{self.settings.iterations} iterations; given back as --config, this repeats the run"
             write_settings(self.settings.out / "config.toml", self.settings, about)
             write_json(self.settings.out / "made_from.json", self.origin)
-        with self.components.dit() as dit:
+        with (
+            self.checkpoint.fits("what --dry-run prints, and a tenth more", self.smaller),
+            self.components.dit() as dit,
+        ):
             dit.requires_grad_(False).checkpointing = self.settings.checkpointing
             if self.world.sharded:
                 shard_blocks(dit, self.world)
@@ -124,8 +136,7 @@ class Stage:
             known = KeptReference(reference, self.data.cache, facts)
         held = partial(self.held_out, reference=reference) if self.held_out else None
         tracked = Trackers(settings.tracker, settings.out, self.checkpoint.hash, self.identity)
-        smaller = "pass --checkpointing blocks, or attention, and --offload blocks"
-        with self.world.together(), tracked as track, self.checkpoint.fits(smaller):
+        with self.world.together(), tracked as track:
             finds_beta = settings.loss == "simpo" and settings.beta == 0
             if calibrated or finds_beta:
                 self.objective = self.calibrate(dit, reference)

@@ -69,7 +69,7 @@ class StageSettings:
     sample_every: int = setting(0, "iterations between videos that are sampled, 0 = none", least=0)
     sample_count: int = setting(2, "how many of them, each of another input", least=1)
     sample_steps: int | None = setting(None, "denoising steps of each (default: the model's)", least=1)
-    sample_scale: float | None = setting(None, "guidance by the voice (default: the model's)")
+    sample_scale: float | None = setting(None, "guidance by the voice, else by the text (default: the model's)")
     tracker: tuple[str, ...] = setting((), f"where the log goes as well: {', '.join(TRACKERS)}", choices=TRACKERS)
     seed: int = setting(0, "of everything that is drawn")
     model: str = setting(TRAINED[0], "the base", choices=TRAINED)

@@ -29,6 +29,13 @@ class Clip:
     times: np.ndarray | None = None
 
     @property
+    def seconds(self) -> float:
+        """To the end of the last frame, which is shown for the mean time of the others."""
+        if self.times is None or len(self.times) < 2:
+            return len(self.images) / self.fps
+        return float(self.times[-1]) * len(self.times) / (len(self.times) - 1)
+
+    @property
     def voice(self) -> np.ndarray | None:
         """The sound [n] at 16 kHz, None where there is none to hear."""
         if self.sound is None:
@@ -44,7 +51,7 @@ def show_clip(clip: Clip, views: Views, dimensions: Sequence[str], face: Box | N
     without one they show all of the frame."""
     times = np.arange(len(clip.images)) / clip.fps if clip.times is None else clip.times
     frames = ((float(time), as_bytes(image)) for time, image in zip(times, clip.images, strict=True))
-    return show(frames, len(clip.images) / clip.fps, clip.voice, views.only(dimensions), face)
+    return show(frames, clip.seconds, clip.voice, views.only(dimensions), face)
 
 
 def as_bytes(image: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -116,14 +117,23 @@ def video_header(path: str | Path) -> tuple[float, bool]:
         return float(seconds), bool(container.streams.audio)
 
 
-def frame_times(path: str | Path) -> list[Fraction]:
-    """When each frame of a video is shown, in seconds by the file's clock (the first need not be at 0), in order, by
-    its packets; no frame is decoded."""
+@dataclass(frozen=True)
+class FrameTimes:
+    """When each frame of a video is shown: whole `ticks` [T] of `base` seconds by the file's clock, in order. The first
+    need not be at 0."""
+
+    ticks: list[int]
+    base: Fraction
+
+
+def frame_times(path: str | Path) -> FrameTimes:
+    """The times of all frames, by the file's packets; no frame is decoded. Raises UserError for a file that is no
+    video."""
     with _container(path, "video") as container:
         stream = _picture_stream(container)
         if stream is None:
             raise broken(Path(path), "video", "a file without moving pictures")
-        return [pts * stream.time_base for pts in _stamps(container, stream)]
+        return FrameTimes(_stamps(container, stream), stream.time_base)
 
 
 def _stamps(container, stream) -> list[int]:
@@ -148,8 +158,9 @@ def video_seconds(path: str | Path) -> float:
     return times[-1] + (times[-1] / (len(times) - 1) if len(times) > 1 else 0.04)
 
 
-def read_audio(path: str | Path, layout: str | None = None) -> Iterator[tuple[int, np.ndarray]]:
+def read_audio(path: str | Path, layout: str | None = None, *, last: bool = False) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (rate, sound float32 [channels, n]) of the first sound track, at its own rate, in `layout` or its own.
+    last: of the last track that can be decoded, which is the one that ComfyUI takes.
 
     Time 0 is the first frame of the picture, in a file with one, else the first sample: a track that starts later
     begins with silence, holes are filled with it, what sounds before the picture is dropped.
@@ -157,14 +168,15 @@ def read_audio(path: str | Path, layout: str | None = None) -> Iterator[tuple[in
     import av
 
     with _container(path, "audio") as container:
-        if not container.streams.audio:
+        tracks = [track for track in container.streams.audio if not last or track.codec_context is not None]
+        if not tracks:
             raise NoSound(
                 f"{path} has no sound",
                 got="a file without an audio stream",
                 expected="wav, mp3, flac, m4a or a video with sound",
                 do="bring a file with sound",
             )
-        stream = container.streams.audio[0]
+        stream = tracks[-1 if last else 0]
         picture = _picture_stream(container)
         start = _start(picture)
         resampler = av.AudioResampler(format="fltp", layout=layout)

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import InputImpl, Types
 from pack import load_pack
 
-given_file, late, early, uneven = start.files
+given_file, late, early, uneven, rates, thirty, packetless = start.files
 pack = load_pack()
 Check = pack("nodes.lip_sync_node").LipSyncCheck
 UserError = pack("fantasy_core.errors").UserError
@@ -61,6 +61,12 @@ with torch.inference_mode():
     trimmed = InputImpl.VideoFromFile(str(late), start_time=0.4, duration=5.2)
     check("file, trimmed", video=trimmed, face_landmarks={**points, "frames": points["frames"][10:140]})
     check("file, uneven", video=InputImpl.VideoFromFile(str(uneven)), face_landmarks=placed(given["uneven"]))
+    part = InputImpl.VideoFromFile(str(rates), start_time=1.0)
+    check("file, part", video=part, face_landmarks=placed(given["rates"][20:]))
+    check("no packet", video=InputImpl.VideoFromFile(str(packetless)), face_landmarks=points)
+    part = InputImpl.VideoFromFile(str(thirty), start_time=1 / 30, duration=24 / 30)
+    clip = pack("nodes.video_clip").clip_of(part, None, None, 0.0)
+    found["trim"] = torch.tensor([len(clip.images), clip.times[-1], clip.sound[0, 0], clip.sound.shape[1]])
     refused("damaged", images=images, audio={**audio, "waveform": audio["waveform"] * torch.nan}, face_landmarks=points)
     refused("no lips", video=video())
     refused("other frames", video=video(), lip_mask=given["masks"][:1])
