@@ -92,3 +92,19 @@ def test_seeds_widen_the_interval():
     mean = lambda one, clips: float(one["ls"][:, clips].mean())  # noqa: E731
     two = {"ls": np.array([[0.0] * 8, [2.0] * 8])}
     assert difference(two, {"ls": np.zeros((1, 8))}, mean, np.random.default_rng(0)) == pytest.approx((1, 0, 2))
+
+
+def test_differences_are_paired_by_seed():
+    """Seeds that differ by far more than the rows do: 0.1 on every seed and clip has no spread. So it is where gates
+    of five seeds stand over experts of three (0, 1, 2, 0, 1), whose levels they have, against the experts themselves:
+    0.1 but for the weights of the levels 0, 1, 2, of which five gates have two of 0, two of 1 and one of 2 (mean 0.8),
+    and the experts one each (mean 1)."""
+    mean, rng = lambda one, clips: float(one["ls"][:, clips].mean()), np.random.default_rng(0)  # noqa: E731
+    experts = {"ls": np.arange(3.0)[:, None].repeat(8, 1)}
+    assert difference({"ls": experts["ls"] + 0.1}, experts, mean, rng, 3) == pytest.approx((0.1, 0.1, 0.1))
+    gates = {"ls": np.array([0.0, 1, 2, 0, 1])[:, None].repeat(8, 1)}
+    assert difference({"ls": gates["ls"] + 0.1}, gates, mean, rng, 3) == pytest.approx((0.1, 0.1, 0.1))
+    told, low, high = difference({"ls": gates["ls"] + 0.1}, experts, mean, rng, 3)
+    assert told == pytest.approx(0.8 + 0.1 - 1)
+    # Drawn seeds 0, 2, 2: levels 0 0 2 2 against 0 2 2, a third less; without a 2 both weigh alike. None is outside.
+    assert (low, high) == pytest.approx((0.1 - 1 / 3, 0.1))

@@ -1,8 +1,8 @@
 """The table of miniature_table.py: every row judged on the same held-out clips and noise, with paired intervals.
 
 The gap of a row is the mean over the three scores of how far it goes from the baseline (0) to the real clips through
-the codec (1). Differences are paired by clip; intervals resample clips and seeds together and are not corrected for
-their number.
+the codec (1). Differences are paired by clip and by seed of the experts; intervals resample both together and are
+not corrected for their number.
 """
 
 from __future__ import annotations
@@ -116,21 +116,36 @@ def gap(row: Scores, baseline: Scores, real: Scores, clips: np.ndarray) -> float
     return sum(shares) / len(shares)
 
 
-def difference(a: Scores, b: Scores, measure, rng: np.random.Generator) -> tuple[float, float, float]:
-    """measure(a, clips) - measure(b, clips), with its 95 % interval over clips and seeds, drawn together."""
-    clips = next(iter(a.values())).shape[1]
+def difference(
+    a: Scores, b: Scores, measure, rng: np.random.Generator, seeds: int | None = None
+) -> tuple[float, float, float]:
+    """measure(a, clips) - measure(b, clips), with its 95 % interval over clips and seeds, drawn together and alike for
+    both. seeds: of the experts (default: as many as versions): version n of a row is of their seed n modulo `seeds`, so
+    several gates may be of one; which of these, is drawn within it."""
+    clips, versions = next(iter(a.values())).shape[1], max(len(next(iter(row.values()))) for row in (a, b))
+    seeds = seeds or versions
     every = np.arange(clips)
     told = measure(a, every) - measure(b, every)
     drawn = []
     for _ in range(RESAMPLED):
-        chosen = rng.integers(clips, size=clips)
-        drawn.append(measure(_reseeded(a, rng), chosen) - measure(_reseeded(b, rng), chosen))
+        chosen, experts = rng.integers(clips, size=clips), rng.integers(seeds, size=seeds)
+        within = rng.random((seeds, versions))
+        pair = (_reseeded(row, experts, within) for row in (a, b))
+        one, other = (measure(row, chosen) for row in pair)
+        drawn.append(one - other)
     return told, *np.quantile(drawn, (0.025, 0.975)).tolist()
 
 
-def _reseeded(scores: Scores, rng: np.random.Generator) -> Scores:
-    seeds = len(next(iter(scores.values())))
-    chosen = rng.integers(seeds, size=seeds)
+def _reseeded(scores: Scores, experts: np.ndarray, within: np.ndarray) -> Scores:
+    """The versions of drawn seeds of the experts, of each as many as it has, by numbers in 0..1; a row that has one
+    version has no seed."""
+    versions = len(next(iter(scores.values())))
+    if versions == 1:
+        return scores
+    chosen = []
+    for seed, numbers in zip(experts, within, strict=True):
+        own = range(seed, versions, len(experts))
+        chosen += [own[int(number * len(own))] for number in numbers[: len(own)]]
     return {d: values[chosen] for d, values in scores.items()}
 
 
@@ -149,8 +164,10 @@ def compare(
     baseline: str,
     rows: Sequence[Row],
     claims: Sequence[tuple[str, str, str]],
+    seeds: int | None = None,
 ) -> dict:
-    """Everything that the report says, as numbers. claims: rows (better, worse), and in what: a dimension or `gap`."""
+    """Everything that the report says, as numbers. claims: rows (better, worse), and in what: a dimension or `gap`.
+    seeds: of the experts, see `difference`."""
     rng, low = np.random.default_rng(0), scores[baseline]
     measures = {d: (lambda one, clips, d=d: float(one[d][:, clips].mean())) for d in DIMENSIONS}
     measures["gap"] = lambda one, clips: gap(one, low, real, clips)
@@ -164,7 +181,7 @@ def compare(
         told = {name: {"mean": measure(own, every)} for name, measure in measures.items()}
         if row.name != baseline:
             for name, measure in measures.items():
-                told[name]["minus_baseline"] = difference(own, low, measure, rng)
+                told[name]["minus_baseline"] = difference(own, low, measure, rng, seeds)
             told["gap"]["seeds"] = [
                 measures["gap"]({d: own[d][n : n + 1] for d in DIMENSIONS}, every) for n in range(len(row.versions))
             ]
@@ -173,7 +190,7 @@ def compare(
     labels = {row.name: row.label for row in rows}
     for better, worse, where in claims:
         if better in scores and worse in scores:
-            interval = difference(scores[better], scores[worse], measures[where], rng)
+            interval = difference(scores[better], scores[worse], measures[where], rng, seeds)
             text = f"{labels[better]} > {labels[worse]}, {NAMES.get(where, where)}"
             found.append({"claim": text, "difference": interval, "standing": standing(interval)})
     return {"rows": table, "claims": found}

@@ -188,7 +188,7 @@ def make_table(out: Path, *, split: str, full: bool, size: Size = STANDARD) -> d
     table.train()
     protocol, rows = Protocol(WEIGHTS, split, size.clips, size.frames), rows_of(out, size, ABLATIONS if full else ())
     scores, real = judge_rows(protocol, rows, out / f"scores_{split}")
-    result = compare(scores, real, "baseline", rows, CLAIMS)
+    result = compare(scores, real, "baseline", rows, CLAIMS, size.seeds)
     fits = [out / f"fitted-{seed}" / "fit.json" for seed in range(size.seeds if size.rollouts else 0)]
     result["headroom"] = [json.loads(file.read_text("utf-8"))["headroom"] for file in fits]
     write_report(result, protocol.about, out, f"table_{split}")
