@@ -28,7 +28,8 @@ Margin = Callable[[np.ndarray, np.ndarray], np.ndarray]  # places of the better 
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of a file of pairs. chosen and rejected are ids of videos; dimension mn, ls, vq or full; margin in z."""
+    """A row of a file of pairs. chosen and rejected are ids of videos; dimension mn, ls, vq or full; margin in z. The
+    hashes of their files tell them from others of the same names, where they are known."""
 
     chosen: str
     rejected: str
@@ -36,6 +37,8 @@ class Pair:
     dimension: str
     margin: float
     split: str
+    chosen_sha256: str = ""
+    rejected_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False)

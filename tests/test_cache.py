@@ -22,6 +22,7 @@ from fantasy_core.miniature import load_components
 from fantasy_core.miniature.world import FPS, draw_clip
 from fantasy_core.weights import save_tensors
 from train import cache as stage
+from train.cache_sources import Source
 from train.shards import Cache, condition_of
 from train.tables import rows_of, write_rows_of
 
@@ -80,7 +81,7 @@ def test_shards_are_filled_and_nothing_is_encoded_twice(world, tmp_path, capsys)
 
 def test_videos_in_parquet_are_the_same_videos(world, tmp_path, capsys):
     """The second time they come from parquet, and all of them are there already."""
-    write_rows_of(world / "videos.parquet", list(rows_of(world / "videos.jsonl", stage.Source)))
+    write_rows_of(world / "videos.parquet", list(rows_of(world / "videos.jsonl", Source)))
     for name, already in (("videos.jsonl", 0), ("videos.parquet", 4)):
         assert stage.main(["--videos", f"{world}/{name}", "--out", str(tmp_path / "c")]) == 0
         assert f"4 videos, {already} of them cached already" in capsys.readouterr().out
@@ -159,7 +160,7 @@ def test_what_cannot_be_cached_is_answered(world, tmp_path, capsys):
     assert stage.main(arguments(world, tmp_path / "c")) == 0
     for wrong, word in (
         (arguments(world, tmp_path / "c", "--dtype", "bf16"), "encoded otherwise"),
-        (arguments(world, tmp_path / "d", "--fps", "25"), "frame rate"),
+        (arguments(world, tmp_path / "d", "--fps", "25"), "frames a second"),
         (arguments(world, tmp_path / "d", "--model", "wan2.1-i2v-14b"), "--fantasytalking"),
         (["--out", str(tmp_path / "d"), "--verify", "true"], "no cache"),
         (["--out", str(tmp_path / "d")], "nothing to encode"),

@@ -3,9 +3,11 @@ repeat bit for bit what was killed."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -33,8 +35,14 @@ BETA = 2  # a logit, beta / 2 times the margin, is then known as well as the mar
 @pytest.fixture(scope="module")
 def pairs(data, tmp_path_factory) -> Path:  # noqa: F811
     """Two pairs to train on, three held out: an odd number, of which two processes take two each. And of all
-    dimensions three candidates of one input with all their pairs, two of another, and one pair held out."""
+    dimensions three candidates of one input with all their pairs, two of another, and one pair held out. The cache is
+    one that does not say whose its four videos are, so that one of them may stand for a third of both inputs."""
     folder = tmp_path_factory.mktemp("pairs")
+    shutil.copytree(data / "cache", folder / "cache")
+    index = json.loads((folder / "cache" / "index.json").read_text())
+    for entry in index["videos"].values():
+        del entry["input"]
+    (folder / "cache" / "index.json").write_text(json.dumps(index))
     trained = [Pair("v0", "v1", "i0", "ls", 1.0, "train"), Pair("v2", "v3", "i1", "ls", 1.0, "train")]
     looked_at = [Pair(*names, "i0", "ls", 1.0, "validation") for names in (("v1", "v0"), ("v0", "v2"), ("v3", "v2"))]
     write_rows(folder / "pairs_ls.jsonl", trained + looked_at)
@@ -45,9 +53,11 @@ def pairs(data, tmp_path_factory) -> Path:  # noqa: F811
 
 
 def on(arguments: list[str], pairs: Path) -> list[str]:
-    """The same arguments with the pairs of that folder."""
-    place = 1 + arguments.index("--pairs")
-    return [*arguments[:place], str(pairs / Path(arguments[place]).name), *arguments[place + 1 :]]
+    """The same arguments with the pairs and the cache of that folder."""
+    for flag in ("--pairs", "--cache"):
+        place = 1 + arguments.index(flag)
+        arguments = [*arguments[:place], str(pairs / Path(arguments[place]).name), *arguments[place + 1 :]]
+    return arguments
 
 
 def expert_run(data: Path, pairs: Path, out: Path, **settings) -> list[str]:  # noqa: F811
@@ -165,7 +175,7 @@ def test_processes_that_go_astray_stop_together(data, pairs, tmp_path):  # noqa:
     launch = Launch(tmp_path, expert_stage.main, expert_run(data, pairs, tmp_path / "run", lr="1e30", iterations=20))
     assert launch.wait() == [2, 2]
     for told in launch.told:
-        assert "went astray" in told and "state.safetensors holds the last good state" in told
+        assert "went astray" in told and "state.safetensors holds the state after iteration" in told
     assert not (tmp_path / "run" / "ls.safetensors").exists()
 
 
@@ -187,7 +197,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(data, pairs, two, tmp_path):  # n
     before = state.read_bytes()
     launch = Launch(tmp_path, with_room, len(before) - 1, whole)
     assert launch.wait() == [2, 2]
-    assert "cannot write its files" in launch.told[0] and f"{state} holds the last good state" in launch.told[0]
+    assert "cannot write its files" in launch.told[0] and f"{state} holds the state after iteration" in launch.told[0]
     assert "File too large" in launch.told[0] and "another process of this training is gone" in launch.told[1]
     assert state.read_bytes() == before and list(state.parent.iterdir()) == [state]
     together(tmp_path, expert_stage.main, whole)
@@ -203,7 +213,7 @@ def test_a_log_that_cannot_be_written_stops_the_run(data, pairs, one, tmp_path):
     assert size > (out / "config.toml").stat().st_size, "else that is what finds no room"
     launch = Launch(tmp_path, with_room, size + 3, arguments, size=1)
     assert launch.wait() == [2]
-    assert "cannot write its files" in launch.told[0] and "holds the last good state" in launch.told[0]
+    assert "cannot write its files" in launch.told[0] and "holds the state after iteration" in launch.told[0]
     assert (out / "checkpoint" / "state.safetensors").read_bytes() == before
     together(tmp_path, expert_stage.main, arguments, size=1)
     assert [row["iteration"] for row in log_of(out)] == list(range(12))

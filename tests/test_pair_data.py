@@ -25,7 +25,7 @@ def small_cache(folder: Path, entries: dict[str, tuple[tuple[int, ...], str | No
     writer = ShardWriter(folder, {})
     for name, (size, reason) in entries.items():
         names = ("latents", "image", "audio", "text") + (() if reason else ("lips",))
-        tensors = {one: torch.zeros(16, *size) for one in names}
+        tensors = {one: torch.zeros(*(() if one == "lips" else (16,)), *size) for one in names}
         writer.add(name, tensors, {"sha256": name, "frames": 4 * size[0] - 3, "lips": reason})
     writer.finish()
     return Cache(folder)

@@ -3,6 +3,7 @@ flags."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from itertools import permutations
@@ -120,18 +121,23 @@ def test_two_folders_are_pairs(tmp_path):
     for side, names in (("chosen", ("a.mp4", "b.mp4")), ("rejected", ("a.mp4", "b.mp4"))):
         (tmp_path / "own" / side).mkdir(parents=True)
         for name in names:
-            (tmp_path / "own" / side / name).touch()
+            (tmp_path / "own" / side / name).write_text(f"{side} {name}")
+        (tmp_path / "own" / side / "a.wav").write_text("no video")
     command = ["--folders", str(tmp_path / "own"), "--out", str(tmp_path / "pairs")]
     assert stage.main(command) == 0
     assert [row["chosen"] for row in rows_of(tmp_path / "pairs", "full")] == ["chosen/a.mp4", "chosen/b.mp4"]
     rows = [json.loads(line) for line in (tmp_path / "pairs" / "videos.jsonl").read_text().splitlines()]
     assert [row["video"] for row in rows[:2]] == ["chosen/a.mp4", "rejected/a.mp4"]
     assert all((tmp_path / "pairs" / row["path"]).is_file() for row in rows) and rows[2]["input"] == "b"
+    hashes = [hashlib.sha256(f"{side} a.mp4".encode()).hexdigest() for side in ("chosen", "rejected")]
+    assert [row["sha256"] for row in rows[:2]] == hashes
+    pair = rows_of(tmp_path / "pairs", "full")[0]
+    assert [pair["chosen_sha256"], pair["rejected_sha256"]] == hashes
     assert stage.main([*command, "--format", "parquet"]) == 0
     for name, kind in (("pairs_full", Pair), ("videos", stage.FolderVideo)):
         lines, columns = (list(tables.rows_of(tmp_path / "pairs" / f"{name}.{form}", kind)) for form in tables.FORMATS)
         assert lines == columns
-    (tmp_path / "own" / "chosen" / "c.mp4").touch()
+    (tmp_path / "own" / "chosen" / "c.mp4").write_text("c")
     assert stage.main(command) == 2
 
 

@@ -98,7 +98,7 @@ def test_a_device_that_is_too_small(data, tmp_path, capsys, monkeypatch):  # noq
     capsys.readouterr()
     assert expert_stage.main(expert_arguments(data, tmp_path / "run", checkpointing="none", **given)) == 2
     told = capsys.readouterr().err
-    assert "Tried to allocate 2 GiB.\n" in told and "holds the last good" in told
+    assert "Tried to allocate 2 GiB.\n" in told and "holds the state after iteration 2" in told
     assert "pass --checkpointing blocks and --offload blocks, and give the same command again" in told
     monkeypatch.undo()
     assert expert_stage.main(expert_arguments(data, tmp_path / "run", checkpointing="blocks", **given)) == 0

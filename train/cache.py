@@ -29,11 +29,17 @@ from fantasy_core.estimate import told_bytes
 from fantasy_core.flags import DTYPES, TRAINED
 from fantasy_core.manifest import sha256
 from fantasy_core.progress import Progress
-from fantasy_core.weights import open_tensors
+from train.cache_sources import (
+    Source,
+    check_sources,
+    kept_frames,
+    read_mask,
+    read_sources,
+    same_rate,
+)
 from train.cost import cached_bytes
-from train.run import command, setting
+from train.run import check_folder, command, setting
 from train.shards import SHARD_BYTES, Cache, Encoded, ShardWriter
-from train.tables import rows_of
 
 SAMPLE = 200  # videos whose headers a dry run reads
 
@@ -53,16 +59,6 @@ class CacheSettings:
     masks: Path | None = setting(None, "instead: a folder with NAME.safetensors for every video")
     shard_bytes: int = setting(SHARD_BYTES, "size of a shard", least=1)
     verify: bool = setting(False, "check the hashes of a cache that is there")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A row of videos.jsonl, as far as it matters here."""
-
-    video: str
-    input: str
-    path: str
-    prompt: str = ""
 
 
 def components_of(settings: CacheSettings, *, dtype: torch.dtype | None = None, offload: str = "none") -> Components:
@@ -92,14 +88,14 @@ def read_clip(path: Path, fps: float, *, heard: bool = True) -> tuple[Tensor, Te
     UserError for another frame rate: a cache that mixes them would teach wrong speeds."""
     times, frames = zip(*media.read_video(path), strict=True)
     measured = (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else fps
-    if abs(measured - fps) > 0.01 * fps:
+    if not same_rate(measured, fps):
         raise UserError(
             f"{path} has another frame rate",
             got=f"{measured:.2f} frames a second",
             expected=f"{fps:g}",
             do=f"convert it (ffmpeg -i IN -r {fps:g} OUT), or give --fps",
         )
-    kept = torch.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
+    kept = torch.stack(frames[: kept_frames(len(frames))])
     return kept, audio.trim(audio.load_voice(path), len(kept), fps) if heard else None
 
 
@@ -122,7 +118,7 @@ def encode(components: Components, frames: Tensor, voice: Tensor | None, text: T
 def lip_latents(frames: Tensor, source: Source, settings: CacheSettings, detectors) -> tuple[Tensor | None, str | None]:
     """The lip mask on the latent grid [F, h, w], or None and why there is none."""
     if settings.masks is not None:
-        mask = open_tensors(settings.masks / f"{source.video}.safetensors").entries["mask"].read()[: len(frames)]
+        mask = read_mask(settings.masks, source.video, (len(frames), *frames.shape[2:]))
         return (lips.project(mask), None) if mask.any() else (None, "the given mask is empty")
     if detectors is None:
         return None, None
@@ -140,9 +136,10 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
     facts |= {"lips": "given" if settings.masks else "mediapipe" if settings.task else "none"}
     writer, dropped = ShardWriter(settings.out, facts, settings.shard_bytes), {}
     hears = components.config.audio_token_dim > 0
-    hashes = {source.video: sha256(place(source, settings)) for source in sources}
-    left = [source for source in sources if not writer.has(source.video, hashes[source.video])]
+    hashes = {source.video: hashes_of(source, settings) for source in sources}
+    left = [source for source in sources if not writer.has(source.video, **hashes[source.video])]
     print(f"{len(sources)} videos, {len(sources) - len(left)} of them cached already")
+    check_sources(left, settings.videos.parent, settings.fps, settings.masks, heard=hears)
     prompts = sorted({source.prompt for source in left} | (set() if writer.has_empty_prompt else {""}))
     texts = dict(zip(prompts, components.text(prompts), strict=True)) if prompts else {}
     with ExitStack() as stack, Progress("cache", len(left)) as progress:
@@ -156,8 +153,8 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
             encoded |= {} if mask is None else {"lips": mask}
             dropped |= {} if reason is None else {source.video: reason}
             stored = {n: t.cpu() if n == "lengths" else t.to("cpu", dtype) for n, t in encoded.items()}
-            entry = {"sha256": hashes[source.video], "input": source.input, "frames": len(frames)}
-            writer.add(source.video, stored, entry | {"lips": reason})
+            entry = hashes[source.video] | {"input": source.input, "frames": len(frames), "lips": reason}
+            writer.add(source.video, stored, entry)
             progress.step(source.video)
         writer.finish()
     if not writer.has_empty_prompt:
@@ -167,11 +164,19 @@ def fill(settings: CacheSettings, sources: list[Source], components: Components)
     print(f"{len(left)} encoded, {len(dropped)} of them without a lip mask")
 
 
+def hashes_of(source: Source, settings: CacheSettings) -> dict[str, str]:
+    """Of what an entry is made from: the video and, if it is given, its mask."""
+    found = {"sha256": sha256(place(source, settings))}
+    if settings.masks is not None:
+        found["mask_sha256"] = sha256(settings.masks / f"{source.video}.safetensors")
+    return found
+
+
 def disk_plan(settings: CacheSettings, sources: list[Source], components: Components) -> str:
     """What the cache will take, from the headers of the first videos."""
     told = {"dtype": DTYPES[settings.dtype], "fps": settings.fps, "lips": bool(settings.task or settings.masks)}
     sizes = [media.video_size(place(source, settings)) for source in sources[:SAMPLE]]
-    sizes = [((frames - 1) // 4 * 4 + 1, height, width) for frames, height, width in sizes]
+    sizes = [(kept_frames(frames), height, width) for frames, height, width in sizes]
     each = [cached_bytes(components.config, *size, **told) for size in sizes]
     total = sum(each) * len(sources) // max(len(each), 1)
     sampled = f", by the first {SAMPLE}" if len(sources) > SAMPLE else ""
@@ -197,12 +202,13 @@ def run(settings: CacheSettings, dry_run: bool) -> None:
         return
     if settings.videos is None:
         raise UserError("there is nothing to encode", got="no --videos", expected="videos.jsonl", do="give --videos")
-    sources = list(rows_of(settings.videos, Source))
-    for source in sources:
-        media.check_file(place(source, settings), f"video {source.video}")
+    check_folder(settings.out)
+    sources = read_sources(settings.videos, settings.masks)
     components = components_of(settings)
     settings = replace(settings, fps=settings.fps or components.defaults.fps)
     if dry_run:
+        hears = components.config.audio_token_dim > 0
+        check_sources(sources, settings.videos.parent, settings.fps, settings.masks, heard=hears)
         print(f"dry run: {len(sources)} videos would be encoded by {components.name} into {settings.out}")
         print(disk_plan(settings, sources, components))
         return

@@ -29,7 +29,7 @@ class Checkpoint:
     def last(self) -> str:
         """What there is to go on from, in words."""
         if self.file.is_file():
-            return f"{self.file} holds the last good state"
+            return f"{self.file} holds the state after iteration {open_tensors(self.file).metadata['iteration']}"
         return "no checkpoint had been written yet"
 
     @contextmanager

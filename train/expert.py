@@ -67,7 +67,7 @@ def run(settings: ExpertSettings, dry_run: bool) -> None:
             expected="a base with FantasyTalking's audio attention",
             do="train mn and vq on it, or give --model wan2.1-i2v-14b",
         )
-    stage = Stage(settings, masked=settings.by_lips)
+    stage = Stage(settings, settings.dimension, masked=settings.by_lips)
     if dry_run:
         print(stage.budget)
         return

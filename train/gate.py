@@ -87,7 +87,7 @@ def run(settings: GateSettings, dry_run: bool) -> None:
             expected="errors that later runs can use too; a gate's own start is not theirs",
             do="leave out --reference-errors, or compare with the backbone",
         )
-    stage = Stage(settings, experts=dict(map(named, settings.expert)))
+    stage = Stage(settings, "full", experts=dict(map(named, settings.expert)))
     if dry_run:
         print(stage.budget)
         return

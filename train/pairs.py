@@ -25,9 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from fantasy_core.errors import UserError, some
+from fantasy_core.manifest import sha256
+from fantasy_core.media import check_file
 from fantasy_core.pair_report import style_warning, yields
 from fantasy_core.pair_rules import (
     DIMENSIONS,
+    SIDES,
     Pair,
     Pairs,
     Rules,
@@ -39,6 +42,8 @@ from fantasy_core.pair_rules import (
     pairs_by_score,
     pairs_with_real,
 )
+from fantasy_core.progress import Progress
+from train.footage import SUFFIXES
 from train.run import as_json, command, made_from, setting, write_json
 from train.scored import Scored, read_scored
 from train.tables import FORMATS, part_files, write_columns, write_rows_of
@@ -87,6 +92,7 @@ class FolderVideo:
     path: str
     source: str = "own"
     split: str = "train"
+    sha256: str = ""
 
 
 def pair_up(scored: Scored, settings: PairSettings) -> tuple[dict[str, Pairs], dict]:
@@ -151,29 +157,39 @@ def columns(pairs: Pairs, dimension: str, scored: Scored) -> dict:
 
 
 def folder_pairs(folder: Path) -> list[Pair]:
-    """chosen/NAME and rejected/NAME, for every NAME, as `full` pairs. Raises UserError for names without a partner."""
+    """chosen/NAME and rejected/NAME, for every video NAME, as `full` pairs, with the files' hashes: folders of other
+    projects have the same names. Raises UserError for names without a partner."""
     names = {}
-    for side in ("chosen", "rejected"):
+    for side in SIDES:
         place = folder / side
         files = place.iterdir() if place.is_dir() else []
-        names[side] = {file.name for file in files if file.is_file() and not file.name.startswith(".")}
+        names[side] = {file.name for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")}
     alone = names["chosen"] ^ names["rejected"]
     if alone or not names["chosen"]:
         raise UserError(
             f"{folder} does not hold pairs",
             got=f"without a partner: {some(alone)}" if alone else "no videos in chosen/ and rejected/",
-            expected="chosen/ and rejected/ with files of equal names",
+            expected="chosen/ and rejected/ with videos of equal names",
             do="give every chosen video a rejected one of the same name",
         )
-    ordered = sorted(names["chosen"])
-    return [Pair(f"chosen/{name}", f"rejected/{name}", Path(name).stem, "full", 0.0, "train") for name in ordered]
+    found = []
+    with Progress("hashes", 2 * len(names["chosen"])) as progress:
+        for name in sorted(names["chosen"]):
+            hashes = []
+            for side in SIDES:
+                hashes.append(sha256(check_file(folder / side / name, "video")))
+                progress.step(f"{side}/{name}")
+            found.append(Pair(f"chosen/{name}", f"rejected/{name}", Path(name).stem, "full", 0.0, "train", *hashes))
+    return found
 
 
 def folder_videos(folder: Path, pairs: list[Pair], out: Path) -> list[FolderVideo]:
     """Rows of a videos.jsonl in `out` for the videos of `folder_pairs`."""
-    from_out = Path(os.path.relpath(folder.resolve(), out.resolve()))
-    names = [(name, pair.input) for pair in pairs for name in (pair.chosen, pair.rejected)]
-    return [FolderVideo(name, pair_input, (from_out / name).as_posix()) for name, pair_input in names]
+    from_out, rows = Path(os.path.relpath(folder.resolve(), out.resolve())), []
+    for pair in pairs:
+        for name, sha in ((pair.chosen, pair.chosen_sha256), (pair.rejected, pair.rejected_sha256)):
+            rows.append(FolderVideo(name, pair.input, (from_out / name).as_posix(), sha256=sha))
+    return rows
 
 
 def from_folders(settings: PairSettings, folder: Path, dry_run: bool) -> None:

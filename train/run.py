@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -73,6 +74,18 @@ def command(
         run(read_settings(kind, config, given, preset), dry_run)
 
     return report(go, debug=debug)
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError for a folder of results that cannot be made: a file is in its place, or may not be written to."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"{out} cannot be a folder of results",
+            got=f"{there} is a file" if not there.is_dir() else f"{there} may not be written to",
+            expected="a folder, or a place where one can be made",
+            do="give another --out",
+        )
 
 
 def _arguments(hint: Any) -> dict[str, Any]:

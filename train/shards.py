@@ -43,9 +43,11 @@ class ShardWriter:
         self.waiting: dict[str, tuple[Encoded, dict]] = {}
         self.bytes = 0
 
-    def has(self, video: str, sha256: str) -> bool:
-        """Whether the video is there already, made from this very file."""
-        return self.index["videos"].get(video, {}).get("sha256") == sha256
+    def has(self, video: str, sha256: str, mask_sha256: str | None = None) -> bool:
+        """Whether the video is there already, made from this very file and, if one is given, from this mask. Caches of
+        earlier versions do not say of which mask they are: they are taken as they are."""
+        entry = self.index["videos"].get(video, {})
+        return entry.get("sha256") == sha256 and entry.get("mask_sha256", mask_sha256) == mask_sha256
 
     @property
     def has_empty_prompt(self) -> bool:
@@ -103,7 +105,11 @@ class Cache:
 
     def size(self, video: str) -> tuple[int, ...]:
         """(F, h, w) of its latents, without reading them."""
-        return tuple(self._lazy(video, "latents").shape[1:])
+        return self.shape(video, "latents")[1:]
+
+    def shape(self, video: str, name: str) -> tuple[int, ...]:
+        """Of one of its tensors, without reading it."""
+        return tuple(self._lazy(video, name).shape)
 
     def _lazy(self, video: str, name: str) -> Lazy:
         number = self.videos[video]["shard"]
@@ -143,8 +149,11 @@ class Cache:
 def read_index(folder: Path) -> dict:
     try:
         index = json.loads((folder / INDEX).read_text("utf-8"))
+        for video, entry in index["videos"].items():
+            if not {"shard", "names", "hash", "sha256"} <= entry.keys():
+                raise ValueError(f"the entry of {video} has {some(entry) or 'nothing'}")
         return {"facts": dict(index["facts"]), "videos": dict(index["videos"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / INDEX} is damaged", got=str(error), expected="what train.cache wrote", do="make the cache again"
         ) from error

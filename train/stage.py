@@ -26,7 +26,7 @@ from train.config_file import write_settings
 from train.distributed import join, shard_blocks
 from train.optimizers import check_optimizer
 from train.reference import Context, KeptReference, LiveReference
-from train.run import made_from, write_json
+from train.run import check_folder, made_from, write_json
 from train.samples import Samples
 from train.shards import INDEX, Cache
 from train.stage_settings import DTYPES, StageSettings
@@ -43,13 +43,22 @@ class Stage:
     experts of another base, and a folder with another run.
     """
 
-    def __init__(self, settings: StageSettings, *, masked: bool = False, experts: Mapping[str, Path] | None = None):
+    def __init__(
+        self,
+        settings: StageSettings,
+        dimension: str,
+        *,
+        masked: bool = False,
+        experts: Mapping[str, Path] | None = None,
+    ):
         _check_ways(settings)
+        check_folder(settings.out)
         self.objective, cache = settings.objective, Cache(settings.cache)
         self.world = join(settings.device, settings.shard)
         self.world.check(settings.batch, settings.form)
         check_trackers(settings.tracker)
-        self.data = PairData(settings.pairs, cache, unit=settings.unit, masked=masked, dropout=settings.dropout)
+        told = {"unit": settings.unit, "masked": masked, "dropout": settings.dropout, "dimension": dimension}
+        self.data = PairData(settings.pairs, cache, **told)
         self.settings = settings = settings.for_units(len(self.data))
         if settings.form == "joint":
             self.data.check_one_size()

@@ -27,6 +27,7 @@ from train.dropout import Dropout
 from train.errors import Draw, Draws, Errors, Row
 from train.gradient import gradient
 from train.meter import Meter
+from train.pair_checks import check_masks, check_pairs
 from train.shards import Cache, Encoded
 from train.tables import rows_of
 
@@ -55,6 +56,7 @@ class PairData:
         masked: bool = False,
         split: str = "train",
         dropout: Dropout | None = None,
+        dimension: str | None = None,
     ):
         rows = [pair for pair in rows_of(pairs, Pair) if pair.split == split]
         if not rows:
@@ -70,6 +72,9 @@ class PairData:
             rows = _with_lips(rows, cache)
         needed = cache.conditions + (("lips",) if masked else ())
         cache.need({name for pair in rows for name in (pair.chosen, pair.rejected)}, *needed)
+        check_pairs(pairs, rows, cache, dimension)
+        if masked:
+            check_masks(list(dict.fromkeys(name for pair in rows for name in (pair.chosen, pair.rejected))), cache)
         groups: dict[object, list[Pair]] = {}
         for number, pair in enumerate(rows):
             groups.setdefault(pair.input if unit == "input" else number, []).append(pair)
@@ -260,5 +265,6 @@ def check_finite(line: dict, iteration: int, checkpoint: Checkpoint) -> None:
             "the training went astray",
             got=f"loss {line['loss']}, gradient norm {line['grad_norm']} in iteration {iteration}",
             expected="finite numbers",
-            do=f"lower the learning rate or beta; {checkpoint.last}",
+            do="train into a new --out with a lower learning rate or beta: other settings are another run, the same ones "
+            f"would go the same way; {checkpoint.last}",
         )

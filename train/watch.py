@@ -113,7 +113,7 @@ class Watch:
         if self.objective.needs_reference and rising and mean["gain_chosen"] < 0:
             found["displacement"] = (
                 f"the margin grows, but the chosen videos' own error rises too (gain {mean['gain_chosen']:.2g}): "
-                "likelihood displacement; a higher --beta, a lower --lr or, for experts, --sft-weight holds against it"
+                "likelihood displacement; --anchor-weight 1 holds against it, or a higher --beta or a lower --lr"
             )
         if self.lines[-1].get("moved", 1.0) < STILL:
             found["still gate"] = (
