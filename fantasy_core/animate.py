@@ -66,6 +66,13 @@ def check_job(job: Job, settings: Settings, components: Components, mixture: Mix
     portrait = read_portrait(job.portrait, settings)
     seconds = len(audio.load_voice(job.audio)) / audio.SAMPLE_RATE
     check_out(job.out)
+    if job.out.resolve() in (job.portrait.resolve(), job.audio.resolve()):
+        raise UserError(
+            "the video would replace what it is made from",
+            got=str(job.out),
+            expected="another file than the portrait and the voice",
+            do="give another --out (in a manifest: `out`)",
+        )
     if not 0 <= job.seed < 2**63:
         raise UserError("the seed is out of range", got=str(job.seed), expected="0 to 2^63 - 1", do="choose another")
     frames, size = settings.frames(seconds), (portrait.shape[3], portrait.shape[2])

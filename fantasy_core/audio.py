@@ -26,6 +26,7 @@ TOKEN_RATE = 50  # wav2vec2 tokens a second
 HOP, RECEPTIVE = 320, 400  # samples from one token to the next, samples that one token hears
 FRAMES_PER_LATENT = 4
 SILENCE = 1e-4  # peak, -80 dB: below is silence
+LOUDEST = 1e4  # peak: above is no sound, whatever its scale was
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,10 +207,12 @@ def check_voice(waveform: Tensor, rate: int = SAMPLE_RATE, name: str = "the voic
         got = f"{len(waveform)} samples at {rate} Hz" if len(waveform) else "no samples"
     elif not torch.isfinite(waveform).all():
         got = f"{int((~torch.isfinite(waveform)).sum())} NaN or infinite samples"
+    elif (loudest := float(waveform.abs().max())) > LOUDEST:
+        got = f"samples up to {loudest:.1e}: broken, for sound is between -1 and 1"
     elif (peak := float((waveform - waveform.mean()).abs().max())) < SILENCE:
         got = f"silence: the loudest sample is {peak:.1e}, below {SILENCE:g} (-80 dB)"
     if got:
         expected = f"a voice one can hear, {shortest} samples ({shortest / rate * 1000:.0f} ms) or longer"
-        kind = UserError if "NaN" in got else NoSound
+        kind = UserError if "NaN" in got or "broken" in got else NoSound
         raise kind(f"{name} holds no voice", got=got, expected=expected, do="check the recording in a player")
     return waveform

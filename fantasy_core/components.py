@@ -100,10 +100,12 @@ def check_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("a device without memory")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             "the device cannot be used",
-            got=f"{name}: {str(error).splitlines()[0]}",
+            got=f"{name}: {str(error).splitlines()[0][:160]}",
             expected="cpu, or a GPU like cuda:0",
             do="pass --device cpu, or install torch for this GPU",
         ) from error

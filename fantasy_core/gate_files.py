@@ -25,6 +25,7 @@ from .gate import GRID, FusionGate, TableGate, coefficient_table
 from .weights import TensorSet, kinds, open_tensors, save_tensors, tensors_hash
 from .weights.strict import check
 
+MOST_BLOCKS, MOST_DIM = 1000, 100_000  # of a gate: more is damage
 ORDER = LINEARS + AUDIO_LINEARS  # of the M linears of a block
 
 
@@ -108,6 +109,8 @@ def _told(tensors: TensorSet) -> dict:
         experts = [(str(name), str(digest)) for name, digest in json.loads(said["experts"])]
         linears = len(json.loads(said["linears"])) or 1
         sizes = int(said["blocks"]), int(said["dim"] or 0)
+        if not (experts and 1 <= sizes[0] <= MOST_BLOCKS and 0 <= sizes[1] <= MOST_DIM):
+            raise ValueError(f"{len(experts)} experts, {sizes[0]} blocks, width {sizes[1]}")
         return {**said, "experts": experts, "num_linears": linears, "blocks": sizes[0], "dim": sizes[1]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -113,12 +113,12 @@ def read_manifest(path: Path, prompt: str, seed: int, failures: Failures) -> lis
             continue
         try:
             job = _job(line, path.parent, prompt, seed)
-            if job.out in outs:
+            if job.out.resolve() in outs:
                 raise _bad_line(f"the same out as an earlier line: {job.out}")
         except UserError as error:
             failures.add(f"line {number}", error)
             continue
-        outs.add(job.out)
+        outs.add(job.out.resolve())
         jobs.append(job)
     if not jobs and not failures.lines:
         raise UserError(

@@ -15,12 +15,14 @@ between the cells:
     29    0-19   1.0  0.2  0.5
     29    20-39  0.5  0.2  1.0
 
-`step` counts from 0 (or `timestep`, 1000 = pure noise; or neither), `block` is a number, a range or `*` (or there is no
+Lines that begin with # are left out. `step` counts from 0 (or `timestep`, 1000 = pure noise; or neither),
+`block` is a number, a range or `*` (or there is no
 such column). Between the rows of a block weights go in a straight line over the timestep; beyond them they stay.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterable
@@ -34,6 +36,7 @@ from .flow import timestep
 from .gate import TableGate
 
 KINDS = ("constant", "steps", "blocks", "table")
+STRONGEST = 1e4  # a weight or a strength beyond leaves no number of the model's finite
 FORMS = "constant:0.3,0.5,0.2, steps:NAME=0.2,1;..., blocks:NAME=0..1;..., or table:FILE"
 
 
@@ -77,7 +80,7 @@ def ramp(ends: dict[str, tuple[float, float]], names: tuple[str, ...], num_block
 
 def table(text: str, names: tuple[str, ...], num_blocks: int, times: Tensor) -> TableGate:
     """The gate of a table with a header (see above); `times` [S] are the timesteps that its steps mean."""
-    lines = [re.split(r"[,;\s]+", line.strip()) for line in text.splitlines() if line.strip()]
+    lines = _cells(text)
     header = lines[0] if lines else []
     time = next((column for column in ("step", "timestep") if column in header), None)
     if sorted(header) != sorted([*names, *({time, "block"} & set(header))]) or len(lines) < 2:
@@ -100,6 +103,17 @@ def table(text: str, names: tuple[str, ...], num_blocks: int, times: Tensor) -> 
         raise _unreadable("the table of the gate", f"no row for block {some(empty)}", f"rows for {num_blocks} blocks")
     knots = torch.tensor(sorted({at for found in points.values() for at in found}))
     return TableGate(torch.stack([_sampled(points[j], knots) for j in range(num_blocks)], 1)[:, :, None], names, knots)
+
+
+def _cells(text: str) -> list[list[str]]:
+    """The cells of a table's lines, between semicolons (then a comma may be a decimal point), tabs or commas, where the
+    header has some, else between blanks; in quotes or not. An empty cell stays one."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    mark = next((mark for mark in ";\t," if lines and mark in lines[0]), None)
+    if mark is None:
+        return [line.split() for line in lines]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+    return [[cell.replace(",", ".") for cell in row] for row in rows] if mark == ";" else rows
 
 
 def _sampled(points: dict[float, Tensor], knots: Tensor) -> Tensor:
@@ -149,8 +163,8 @@ def _number(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise _unreadable("a weight of the gate", repr(text), "a number")
+    if not abs(value) <= STRONGEST:  # NaN too
+        raise _unreadable("a weight of the gate", repr(text), f"a number from -{STRONGEST:g} to {STRONGEST:g}")
     return value
 
 
@@ -162,6 +176,8 @@ def _ends(text: str) -> tuple[float, float]:
 def _time(cell: str, column: str, times: Tensor) -> float:
     value = _number(cell)
     if column == "timestep":
+        if not 0 <= value <= 1000:
+            raise _unreadable("a timestep of the gate's table", cell, "0 to 1000, which is pure noise")
         return value
     if value != int(value) or not 0 <= value < len(times):
         raise _unreadable("a step of the gate's table", cell, f"0 to {len(times) - 1}")
@@ -182,8 +198,10 @@ def _table_text(rest: str) -> str:
     """What stands in the file `rest`, or `rest` itself when it is more than a line."""
     if "\n" in rest:
         return rest
+    if not rest.strip():
+        raise _unreadable("the table of the gate", "no file after table:", "a text or CSV file")
     try:
-        return Path(rest).read_text("utf-8")
+        return Path(rest).read_text("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable("the table of the gate", str(error), "a text or CSV file") from error
 

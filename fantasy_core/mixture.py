@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +23,10 @@ from .fusion.calibrate import measure
 from .gate import Beside, check_gate, weights_at
 from .gate_files import base_warning, load_gate
 from .manifest import sha256
-from .manual_gates import KINDS, manual_gate
+from .manual_gates import FORMS, KINDS, STRONGEST, manual_gate
 from .wan import WanConfig, WanDiT
+
+PLOTS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +64,8 @@ class Mixture:
                 expected="LoRAs for it to weigh",
                 do="add --expert NAME=FILE ..., or leave it out",
             )
+        if flags.gate_plot is not None:
+            _check_plot(flags.gate_plot)
         if not experts and not static:
             return None
         mixture = cls(
@@ -88,6 +94,9 @@ class Mixture:
         if names and (self.gate_text or "").partition(":")[0] in ("", *KINDS):
             gate = manual_gate(self.gate_text or "constant:" + ",".join("1" for _ in names), names, blocks, sigmas)
         elif names:
+            if not os.path.isfile(self.gate_text or ""):
+                got, do = self.gate_text or "", "check --gate"
+                raise UserError("the gate is not there", got=got, expected=f"a file, or {FORMS}", do=do)
             hashes = {name: self.bank.hashes[name] for name in names}
             gate = load_gate(self.gate_text, hashes=hashes, host=self.blueprint)
         strengths = {name: strength for name, (_, strength) in self.loras.items()}
@@ -149,12 +158,36 @@ def named(text: str) -> tuple[str, Path]:
 
 
 def _strength(text: str) -> tuple[Path, float]:
-    """`FILE:0.8` -> (FILE, 0.8); without a number the strength is 1."""
+    """`FILE:0.8` -> (FILE, 0.8); without a number the strength is 1. Raises UserError for one that is none."""
     file, colon, number = text.rpartition(":")
-    try:
-        return (Path(file), float(number)) if colon else (Path(text), 1.0)
-    except ValueError:
+    if not colon or (Path(text).exists() and not Path(file).exists()):
         return Path(text), 1.0  # the colon belongs to the path
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan if Path(file).exists() else None
+    if strength is None:
+        return Path(text), 1.0
+    if not abs(strength) <= STRONGEST:  # NaN too
+        raise UserError(
+            "a strength is no number that can be used",
+            got=text,
+            expected=f"FILE:NUMBER, from -{STRONGEST:g} to {STRONGEST:g}, with a point for decimals",
+            do="write --lora FILE:0.8",
+        )
+    return Path(file), strength
+
+
+def _check_plot(path: Path) -> None:
+    """Raise UserError for a picture that could not be written when everything is loaded."""
+    got = f"the name {path.name or path}" if path.suffix.lower() not in PLOTS else None
+    if got is None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        got = f"no folder {path.parent} that may be written to"
+    if got or path.is_dir():
+        expected = f"a file NAME{' or NAME'.join(PLOTS)} in an existing, writable folder"
+        raise UserError(
+            f"cannot write {path}", got=got or "a folder of that name", expected=expected, do="correct --gate-plot"
+        )
 
 
 def _content(gate: str | None) -> str | None:

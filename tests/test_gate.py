@@ -196,7 +196,17 @@ def test_a_gate_for_another_base(tmp_path):
         load_gate(path, hashes=HASHES, host=dit)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "nan", "metadata", "lora"])
+DAMAGED = {
+    "experts": "[3]",
+    "experts ": "[]",
+    "blocks": "-1",
+    "blocks ": "1000000000",
+    "dim": "-5",
+    "linears": "banana",
+}
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "nan", *DAMAGED, "lora"])
 def test_damaged_files_are_refused(tmp_path, fault):
     path = tmp_path / "g.safetensors"
     save_gate(path, random_gate(), hashes=HASHES, host=random_dit(TINY))
@@ -211,11 +221,11 @@ def test_damaged_files_are_refused(tmp_path, fault):
         tensors["table"] = tensors["table"][:, :1].contiguous()
     elif fault == "nan":
         tensors["blocks.0.gate.weight"][0, 0] = float("nan")
-    elif fault == "metadata":
-        metadata["gate.experts"] = "[3]"
+    elif fault in DAMAGED:
+        metadata[f"gate.{fault.strip()}"] = DAMAGED[fault]
     else:
         tensors, metadata = {"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 3)}, {}
     save_file(tensors, path, metadata)
     with pytest.raises(UserError) as error:
         load_gate(path, hashes=HASHES)
-    assert error.value.do
+    assert error.value.do and error.value.expected

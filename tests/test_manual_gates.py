@@ -50,6 +50,18 @@ def test_table_in_a_file_and_as_text(tmp_path):
         assert (w[:, 2] == torch.tensor([7.0, 6.0])).all() and (w[:, 3] == torch.tensor([9.0, 8.0])).all()
 
 
+def test_tables_of_spreadsheets(tmp_path):
+    """The mark at the beginning, cells in quotes, semicolons with decimal commas, tabs, comments."""
+    for text in (
+        '\ufeff"step","mn","ls"\r\n"0","0.5","2"\r\n"2","1.5","2"\r\n',
+        "\ufeffstep;mn;ls\n0;0,5;2\n2;1,5;2\n",
+        "# mine\nstep\tmn\tls\n0\t0.5\t2\n# the end\n2\t1.5\t2\n",
+    ):
+        (tmp_path / "t.csv").write_text(text, "utf-8")
+        w = weights(f"table:{tmp_path}/t.csv", 1000, 750, 500)
+        assert torch.allclose(w[:, 0, 0], torch.tensor([0.5, 1.0, 1.5])) and (w[:, :, 1] == 2).all(), text
+
+
 def test_table_of_timesteps_or_of_none():
     assert torch.allclose(weights("table:timestep mn ls\n900 1 0\n100 0 1", 500)[0], torch.tensor([0.5, 0.5]))
     assert torch.allclose(weights("table:mn ls\n2 3", 500)[0], torch.tensor([2.0, 3.0]))
@@ -69,7 +81,9 @@ def test_every_step_gets_its_weight(values, shift):
     "0.3,0.5", "constant:0.3,1,1", "constant:0.3,x", "constant:0.3,nan", "constant:vq=1", "steps:",
     "steps:mn=1,2,3,4,5",
     "blocks:mn=0..x", "table:nowhere.csv", "table:mn\n1", "table:mn ls\n", "table:mn ls\n1", "table:step mn ls\n4 1 1",
-    "table:block mn ls\n4 1 1", "table:block mn ls\n0-2 1 1", "table:mn ls\n1 1\n2 2", "table:block mn ls\n3-1 1 1",
+    "table:", "table:step,mn,ls\n0,,1", "table:timestep mn ls\n5000 1 1", "table:timestep mn ls\n-7 1 1",
+    "constant:1e39", "table:block mn ls\n4 1 1", "table:block mn ls\n0-2 1 1", "table:mn ls\n1 1\n2 2",
+    "table:block mn ls\n3-1 1 1",
 ])  # fmt: skip
 def test_what_cannot_be_read_is_refused(text):
     with pytest.raises(UserError) as error:

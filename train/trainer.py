@@ -265,6 +265,6 @@ def check_finite(line: dict, iteration: int, checkpoint: Checkpoint) -> None:
             "the training went astray",
             got=f"loss {line['loss']}, gradient norm {line['grad_norm']} in iteration {iteration}",
             expected="finite numbers",
-            do="train into a new --out with a lower learning rate or beta: other settings are another run, the same ones "
-            f"would go the same way; {checkpoint.last}",
+            do="train into a new --out with a lower learning rate or beta: other settings are another run, the same "
+            f"ones would go the same way; {checkpoint.last}",
         )

@@ -12,6 +12,7 @@ from ..errors import UserError
 from .files import broken, check_file, replacing
 
 MULTIPLE = 16  # VAE 8 x patch 2: each side of a picture is a multiple of it
+LARGEST = 4096  # pixels of a side
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -79,6 +80,9 @@ def contact_sheet(frames: Tensor, path: str | Path, columns: int = 8) -> None:
 
 
 def check_side(side: int) -> int:
+    if side > LARGEST:
+        do = f"pass {LARGEST} or less"
+        raise UserError("size is too large", got=f"{side} pixels", expected=f"at most {LARGEST}", do=do)
     if side < MULTIPLE or side % MULTIPLE:
         near = max(round(side / MULTIPLE), 1) * MULTIPLE
         raise UserError(

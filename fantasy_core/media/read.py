@@ -179,14 +179,14 @@ def read_audio(path: str | Path, layout: str | None = None, *, last: bool = Fals
         stream = tracks[-1 if last else 0]
         picture = _picture_stream(container)
         start = _start(picture)
-        resampler = av.AudioResampler(format="fltp", layout=layout)
+        resampler = av.AudioResampler(format="flt", layout=layout)  # packed: PyAV reads beyond 7 planes, and crashes
         rate, position, before = 0, 0, 0  # samples handed out so far, and left out before the picture
         for frame in _decoded(container, stream):
             rate = frame.sample_rate
             start = frame.time if start is None else start
             hole = round((frame.time - start) * rate) - position if frame.time is not None else 0
-            for plane in resampler.resample(frame):
-                whole = plane.to_ndarray()
+            for packed in resampler.resample(frame):
+                whole = packed.to_ndarray().reshape(-1, packed.layout.nb_channels).T
                 sound = _place(whole, hole, rate, first=position == 0)
                 position += sound.shape[1]
                 before += max(whole.shape[1] - sound.shape[1], 0)

@@ -137,7 +137,10 @@ class _Sound:
         self._new_frame = av.AudioFrame.from_ndarray
         self._chunks = read_audio(path)
         self.rate, self._rest = next(self._chunks, (0, np.zeros((0, 0), np.float32)))
-        if self._rest.shape[0] > 2:
+        if self._rest.shape[0] > 8:  # no layout has names for so many: all of them, alike
+            self._chunks = ((rate, sound.mean(0, keepdims=True)) for rate, sound in read_audio(path))
+            self.rate, self._rest = next(self._chunks)
+        elif self._rest.shape[0] > 2:
             self._chunks = read_audio(path, "stereo")
             self.rate, self._rest = next(self._chunks)
         if not self.rate:
@@ -154,7 +157,8 @@ class _Sound:
                 if not self._rest.shape[1]:
                     return
             piece, self._rest = np.split(self._rest, [goal - self._given], axis=1)
-            frame = self._new_frame(np.ascontiguousarray(piece), format="fltp", layout=self.layout)
+            piece = np.ascontiguousarray(piece.clip(-1, 1))  # floats may be louder; the encoder hangs on huge ones
+            frame = self._new_frame(piece, format="fltp", layout=self.layout)
             frame.sample_rate, frame.pts, frame.time_base = self.rate, self._given, Fraction(1, self.rate)
             self._given += piece.shape[1]
             yield frame

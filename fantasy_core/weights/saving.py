@@ -31,6 +31,7 @@ def save_tensors(
     size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
     try:
         save_file(ready, beside, metadata=dict(metadata or {}) or None)
+        os.chmod(beside, 0o666 & ~_umask())  # safetensors makes files that nobody else may read
         with open(beside, "rb+") as file:
             _order_metadata(file)
             os.fsync(file.fileno())
@@ -45,6 +46,13 @@ def save_tensors(
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def _umask() -> int:
+    """What is taken from the permissions of new files; there is no asking without setting."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _order_metadata(file: BinaryIO) -> None:
