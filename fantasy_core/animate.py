@@ -235,6 +235,8 @@ def print_plan(components: Components, clips: list[Clip], settings: Settings, mi
             print(f"{'memory, VAE beside the DiT':<28}{(cost.weights + cost.vae) / 2**30:.1f} GiB")
         if mixture is not None:
             print(mixture.explain(cost.grid, batch, components.dtype, offloaded(components)))
+            if mixture.measured_on(components.device, components.dtype):
+                print("on a CPU in half precision the run measures what merging costs, and may choose otherwise")
         print()
 
 

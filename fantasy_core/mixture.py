@@ -127,6 +127,10 @@ class Mixture:
         )
         return plan.explain()
 
+    def measured_on(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether what merging costs is measured: CPUs differ in half precision; elsewhere FLOPs decide."""
+        return self.strategy == "auto" and device.type == "cpu" and dtype.itemsize < 4
+
     @contextmanager
     def attached(self, dit: nn.Module, sigmas: Tensor, *, device: torch.device, dtype: torch.dtype, streamed: bool):
         """Hang everything on the DiT for as long as the context is open, and draw the plot that was asked for.
@@ -142,9 +146,7 @@ class Mixture:
             w = weights_at(gate, timestep(sigmas[:-1]).to(device), host.time_embedding)
             save_plot(self.plot, w, gate.names, sigmas)
         bank = self.bank.place("cpu" if streamed else device, dtype)
-        # CPUs differ in what half precision products cost them, so there N* is measured; elsewhere FLOPs decide
-        unknown = self.strategy == "auto" and device.type == "cpu" and dtype.itemsize < 4
-        thresholds = measure(host, bank) if unknown else None
+        thresholds = measure(host, bank) if self.measured_on(device, dtype) else None
         with attach(host, bank, gate, self.strategy, per_sample=False, thresholds=thresholds):
             yield
 

@@ -100,7 +100,9 @@ def test_gate_plot_and_dry_run(folder, capsys):
     assert main([*given, "--out", f"{folder}/dry.mp4", *QUICK, *flags, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert all(linear in printed for linear in ("self_attn.q", "cross_attn.v", "ffn.2")) and "experts:" in printed
-    assert not (folder / "dry.mp4").exists()
+    assert "may choose otherwise" not in printed and not (folder / "dry.mp4").exists()
+    assert main([*given, "--out", f"{folder}/dry.mp4", *QUICK, *flags, "--dtype", "bf16", "--dry-run"]) == 0
+    assert "the run measures what merging costs" in capsys.readouterr().out
 
 
 def wide_expert(folder) -> str:

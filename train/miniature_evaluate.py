@@ -230,7 +230,8 @@ def high_pass(track: Tensor) -> Tensor:
 
 
 def evaluate_voices(folder: Path, files: list[Path], args: argparse.Namespace) -> None:
-    """Recorded human voices: how the drawn opening goes with the voice's loudness, its own and another's.
+    """Recorded human voices: how the drawn opening goes with its own voice's loudness, with the others' (the mean over
+    them), and by how much better with its own, recording by recording.
 
     There is no truth for these, and loudness fixes a mouth only in part (`m` is loud and shut), so this is far below
     what lip sync in its own world is; but a mouth that did not listen would show no difference and no peak at lag 0.
@@ -247,9 +248,11 @@ def evaluate_voices(folder: Path, files: list[Path], args: argparse.Namespace) -
     lags = range(-10, 11)
     curve = [lip_sync(shown, heard.roll(lag, 1)).mean().item() for lag in lags]
     print(f"{len(files)} recorded voices, opening with loudness, mean correlation [95 %]")
-    print("own voice      {:.2f} [{:.2f}, {:.2f}]".format(*interval(lip_sync(shown, heard))))
-    print("another voice  {:.2f} [{:.2f}, {:.2f}]".format(*interval(lip_sync(shown, heard.roll(1, 0)))))
-    print(f"best lag       {lags[int(np.argmax(curve))]} frames")
+    own = lip_sync(shown, heard)
+    others = torch.stack([lip_sync(shown, heard.roll(k, 0)) for k in range(1, len(files))]).mean(0)
+    for name, values in (("own voice", own), ("other voices", others), ("difference", own - others)):
+        print(f"{name:<15}" + "{:.2f} [{:.2f}, {:.2f}]".format(*interval(values)))
+    print(f"{'best lag':<15}{lags[int(np.argmax(curve))]} frames")
 
 
 def write_sheet(path: Path, clips: list[Clip], videos: Tensor, people: int = 6, columns: int = 12) -> None:
