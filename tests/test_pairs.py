@@ -141,6 +141,24 @@ def test_two_folders_are_pairs(tmp_path):
     assert stage.main(command) == 2
 
 
+def test_some_of_ones_own_pairs_are_held_out(tmp_path):
+    """By name: a twentieth or so of 200 (6 to 16 within two deviations of 10), the same whatever is added; of 19
+    pairs none, and none where that is asked for."""
+
+    def splits(count: int, *more: str) -> dict[str, str]:
+        for side in ("chosen", "rejected"):
+            (tmp_path / "own" / side).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                (tmp_path / "own" / side / f"{number}.mp4").write_text(f"{side} {number}")
+        assert stage.main(["--folders", f"{tmp_path}/own", "--out", f"{tmp_path}/pairs", *more]) == 0
+        return {row["input"]: row["split"] for row in rows_of(tmp_path / "pairs", "full")}
+
+    assert set(splits(19).values()) == {"train"}
+    some, many = splits(100), splits(200)
+    assert many.items() >= some.items() and 4 <= list(many.values()).count("validation") <= 18
+    assert set(splits(200, "--validation", "0").values()) == {"train"}
+
+
 WRONG = {
     "no such key": ("marggin = 2\n", [], "marggin"),
     "a text for a number": ('margin = "much"\n', [], "margin"),

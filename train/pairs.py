@@ -4,13 +4,13 @@
     python -m train.pairs --videos videos.parquet --scores scores/ --format parquet --out pairs     # millions of videos
     python -m train.pairs --folders my_videos --out pairs        # my_videos/chosen and my_videos/rejected, equal names
 
-Writes pairs_mn.jsonl, pairs_ls.jsonl, pairs_vq.jsonl and pairs_full.jsonl (chosen, rejected, input, dimension, margin,
-split), and pairs.json: the rules, the yield, and the hashes of what they were made from. Two folders give
-pairs_full.jsonl and the videos.jsonl that train.cache asks for. Only videos of one input are compared. `--full real`
-sets real clips against what was generated from them (the paper), `mined` takes pairs of candidates, `both` takes both;
-in these the chosen video is better by the margin in all three dimensions, whatever its signs (`--check-real false`
-takes all pairs with real clips). `mean` compares candidates by the mean of the three scores. `--scores` takes several
-files, or folders of part files.
+Writes pairs_mn.jsonl, pairs_ls.jsonl, pairs_vq.jsonl and pairs_full.jsonl (chosen, rejected, input, dimension,
+margin, split), and pairs.json: the rules, the yield, and the hashes of what they were made from. Two folders give
+pairs_full.jsonl, some of whose pairs are held out, and the videos.jsonl that train.cache asks for. Only videos of one
+input are compared. `--full real` sets real clips against what was generated from them (the paper), `mined` takes
+pairs of candidates, `both` takes both; in these the chosen video is better by the margin in all three dimensions,
+whatever its signs (`--check-real false` takes all pairs with real clips). `mean` compares candidates by the mean of
+the three scores. `--scores` takes several files, or folders of part files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ from fantasy_core.progress import Progress
 from train.footage import SUFFIXES
 from train.run import as_json, command, made_from, setting, write_json
 from train.scored import Scored, read_scored
+from train.splits import held_out
 from train.tables import FORMATS, part_files, write_columns, write_rows_of
+
+FEW = 20  # pairs of one's own, of which none is held out
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class PairSettings:
     critic: str | None = setting(None, "hash, or its beginning, of the critic whose scores count")
     views: str | None = setting(None, "hash, or its beginning, of what the critic was shown")
     folders: Path | None = setting(None, "instead: a folder with chosen/ and rejected/")
+    validation: float = setting(
+        0.05, "share of --folders that is held out, by name (of 20 pairs and more)", least=0, most=0.9
+    )
     margin: float = setting(
         1.0, "least z of the chosen over the rejected; of full pairs in all three dimensions", least=0.0
     )
@@ -156,9 +162,9 @@ def columns(pairs: Pairs, dimension: str, scored: Scored) -> dict:
     }
 
 
-def folder_pairs(folder: Path) -> list[Pair]:
+def folder_pairs(folder: Path, share: float) -> list[Pair]:
     """chosen/NAME and rejected/NAME, for every video NAME, as `full` pairs, with the files' hashes: folders of other
-    projects have the same names. Raises UserError for names without a partner."""
+    projects have the same names. A `share` is of split validation. Raises UserError for names without a partner."""
     names = {}
     for side in SIDES:
         place = folder / side
@@ -172,14 +178,15 @@ def folder_pairs(folder: Path) -> list[Pair]:
             expected="chosen/ and rejected/ with videos of equal names",
             do="give every chosen video a rejected one of the same name",
         )
-    found = []
+    found, share = [], share if len(names["chosen"]) >= FEW else 0.0
     with Progress("hashes", 2 * len(names["chosen"])) as progress:
         for name in sorted(names["chosen"]):
             hashes = []
             for side in SIDES:
                 hashes.append(sha256(check_file(folder / side / name, "video")))
                 progress.step(f"{side}/{name}")
-            found.append(Pair(f"chosen/{name}", f"rejected/{name}", Path(name).stem, "full", 0.0, "train", *hashes))
+            split = "validation" if held_out(Path(name).stem, share) else "train"
+            found.append(Pair(f"chosen/{name}", f"rejected/{name}", Path(name).stem, "full", 0.0, split, *hashes))
     return found
 
 
@@ -188,13 +195,13 @@ def folder_videos(folder: Path, pairs: list[Pair], out: Path) -> list[FolderVide
     from_out, rows = Path(os.path.relpath(folder.resolve(), out.resolve())), []
     for pair in pairs:
         for name, sha in ((pair.chosen, pair.chosen_sha256), (pair.rejected, pair.rejected_sha256)):
-            rows.append(FolderVideo(name, pair.input, (from_out / name).as_posix(), sha256=sha))
+            rows.append(FolderVideo(name, pair.input, (from_out / name).as_posix(), split=pair.split, sha256=sha))
     return rows
 
 
 def from_folders(settings: PairSettings, folder: Path, dry_run: bool) -> None:
-    pairs = folder_pairs(folder)
-    report = {"full": {"pairs": len(pairs)}}
+    pairs = folder_pairs(folder, settings.validation)
+    report = {"full": {"pairs": len(pairs), "splits": dict(Counter(pair.split for pair in pairs))}}
     show(report, [])
     if dry_run:
         return
