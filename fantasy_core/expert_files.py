@@ -142,6 +142,17 @@ def to_peft(expert: Expert, folder: str | Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
+def to_kohya(path: str | Path, expert: Expert) -> None:
+    """Write one file under kohya's names (sd-scripts, musubi-tuner), alpha the rank; the audio linears are in it too.
+    Raises UserError when it cannot be written."""
+    path, pairs, tensors = Path(path), _rectangular(expert.pairs), {}
+    for address, pair in pairs.items():
+        name = f"lora_unet_{address.replace('.', '_')}"
+        tensors |= {f"{name}.lora_down.weight": pair.A, f"{name}.lora_up.weight": pair.B}
+        tensors[f"{name}.alpha"] = torch.tensor(float(pair.rank))
+    save_tensors(path, tensors, _metadata(expert, pairs, {}))
+
+
 def audio_twin(path: Path) -> Path:
     """Where the audio linears of an expert file lie: `mn.safetensors` -> `mn.audio.safetensors`."""
     return path.with_name(f"{path.stem}.audio.safetensors")

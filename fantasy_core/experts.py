@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError, some
-from .expert_files import ORDER, Expert, LowRank, load_expert, save_expert, to_peft
+from .expert_files import ORDER, Expert, LowRank, load_expert, save_expert, to_kohya, to_peft
 from .fusion.hosts import AUDIO_LINEARS, Host, host_of, split_address
 
-__all__ = ["Expert", "ExpertBank", "LowRank", "Rows", "averaged", "load_expert", "save_expert", "to_peft"]
+__all__ = ["Expert", "ExpertBank", "LowRank", "Rows", "averaged", "load_expert", "save_expert", "to_kohya", "to_peft"]
 
 
 class Rows(nn.Module):

@@ -55,6 +55,16 @@ def test_average_of_a_gate_that_does_not_change_with_time_is_the_gate(made):
     assert (gated - one).abs().max() < 1e-5 * gated.abs().max()
 
 
+def test_kohyas_names_hold_the_same(made):
+    """One file, its audio linears in it, alpha the rank; read back it is the LoRA of --averaged."""
+    folder, _ = made
+    given = [*BASE, *experts(folder), "--gate", "blocks:mn=0..2;ls=1..0.2"]
+    assert main([*given, "--averaged", f"{folder}/a.safetensors"]) == 0
+    assert main([*given, "--kohya", f"{folder}/k.safetensors"]) == 0
+    assert not (folder / "k.audio.safetensors").exists()
+    assert load_expert(folder / "k.safetensors", "a").hash == load_expert(folder / "a.safetensors", "a").hash
+
+
 def test_average_over_the_steps_of_a_schedule(made):
     """Rank 8 = both ranks; each row of B carries the mean of its expert's weight over the 30 steps, read off the table
     in the gate's file, which errs by its interpolation alone: no base model is needed."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_dits import TINY, inputs, random_dit, without_audio
 from small_experts import random_bank, random_expert
 
-from fantasy_core.experts import Expert, ExpertBank, averaged, load_expert, save_expert, to_peft
+from fantasy_core.experts import Expert, ExpertBank, averaged, load_expert, save_expert, to_kohya, to_peft
 from fantasy_core.fusion.hosts import AUDIO_LINEARS, LINEARS, host_of
 from fantasy_core.weights.names import to_diffusers
 
@@ -96,6 +96,20 @@ def test_diffusers_loads_our_file(tmp_path, diffusers_wan, dit, case, record_pro
     WanLoraLoaderMixin.load_lora_into_transformer(state, model, adapter_name="mn")
     fitting = Expert("mn", {a: pair for a, pair in expert.pairs.items() if ".processor." not in a})
     assert_same(theirs(model), theirs(merged(diffusers_wan, fitting)), theirs(diffusers_wan), record_property)
+
+
+def test_diffusers_loads_kohyas_names(tmp_path, diffusers_wan, dit, record_property):
+    """The same through diffusers' conversion of musubi-tuner's files; and our own reader finds the same expert."""
+    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+
+    expert = random_expert(dit, "mn", 3, linears=LINEARS, scale=0.7)
+    to_kohya(tmp_path / "mn.safetensors", expert)
+    state = WanLoraLoaderMixin.lora_state_dict(load_file(tmp_path / "mn.safetensors"))
+    model = copy.deepcopy(diffusers_wan)
+    WanLoraLoaderMixin.load_lora_into_transformer(state, model, adapter_name="mn")
+    assert_same(theirs(model), theirs(merged(diffusers_wan, expert)), theirs(diffusers_wan), record_property)
+    save_expert(tmp_path / "own.safetensors", expert)
+    assert load_expert(tmp_path / "mn.safetensors", "mn").hash == load_expert(tmp_path / "own.safetensors", "mn").hash
 
 
 def test_diffusers_refuses_audio_keys_in_the_main_file(tmp_path, diffusers_wan):

@@ -67,6 +67,15 @@ def test_the_folder_says_how_to_repeat_the_run(plain, tmp_path):
     assert made_from.keys() == {"pairs", "cache"} and all(len(digest) == 64 for digest in made_from.values())
 
 
+def test_resume_wants_a_run(data, plain, tmp_path, capsys):  # noqa: F811
+    """Where there is none it is an error, which a mistaken --out would hide; where there is one it changes nothing."""
+    assert expert_stage.main([*expert_arguments(data, tmp_path / "none"), "--resume"]) == 2
+    assert "no run to go on with" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    shutil.copytree(plain, tmp_path / "run")
+    given = ["--config", f"{plain}/config.toml", "--out", str(tmp_path / "run"), "--resume"]
+    assert expert_stage.main(given) == 0 and log_of(tmp_path / "run") == log_of(plain)
+
+
 @pytest.mark.parametrize(("settings", "passes"), [({}, 4), ({"form": "prepass"}, 6), ({"loss": "simpo", "beta": 1}, 2)])
 def test_tokens_are_counted_as_they_pass(data, tmp_path, settings, passes):  # noqa: F811
     """Chosen and rejected through policy and reference: 4 passes; the pre-pass runs the policy twice, SimPO has no

@@ -69,8 +69,15 @@ class Checkpoint:
             tensors |= {f"{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
         save_tensors(self.file, tensors, {"iteration": str(iteration), "run": self.hash})
 
-    def check(self) -> None:
-        """Raise UserError when there is a checkpoint of another run."""
+    def check(self, needed: bool = False) -> None:
+        """Raise UserError when there is a checkpoint of another run, or none where one is needed."""
+        if needed and not self.file.is_file():
+            raise UserError(
+                f"there is no run to go on with in {self.file.parents[1]}",
+                got=f"no {self.file}",
+                expected="a checkpoint (--resume)",
+                do="give the run's --out, or leave out --resume to begin one",
+            )
         if self.file.is_file() and open_tensors(self.file).metadata.get("run") != self.hash:
             raise UserError(
                 f"{self.file.parent} belongs to another run",

@@ -50,7 +50,7 @@ from train.trainer import check_finite
 from train.workers import each
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-FREE = ("out", "device", "workers", "micro", "checkpointing", "save_every")  # may change when a run goes on
+FREE = ("out", "resume", "device", "workers", "micro", "checkpointing", "save_every")  # may change when a run goes on
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class CriticSettings:
     videos: Path = setting(help="videos.jsonl: video, path (relative to it)")
     base: Path = setting(help="folder of Qwen2.5-Omni, 3B or 7B")
     out: Path = setting(help="run folder")
+    resume: bool = setting(False, "an error where there is nothing to go on from (a run that is there always goes on)")
     preset: str | None = setting(None, "paper or practical: settings to begin with")
     dimension: tuple[str, ...] = setting(DIMENSIONS, "which are learnt", choices=DIMENSIONS)
     views: str = setting("separate", "what the critic is shown: separate or shared")
@@ -104,7 +105,7 @@ class Run:
         self.origin = made_from({"annotations": settings.annotations, "videos": settings.videos})
         asked = {"questions": read_questions().hash, "views": self.views.hash}
         self.checkpoint = Checkpoint(settings.out, settings.recorded | self.origin | asked)
-        self.checkpoint.check()
+        self.checkpoint.check(needed=settings.resume)
 
     @property
     def iterations(self) -> int:

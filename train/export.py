@@ -2,9 +2,11 @@
 
     python -m train.export --base FILE --expert mn=FILE ls=FILE vq=FILE --gate GATE --averaged OUT.safetensors
     python -m train.export --base FILE --expert ... --gate GATE --strengths
+    python -m train.export --base FILE --expert mn=FILE ls=FILE --gate GATE --kohya OUT.safetensors
     python -m train.export --base FILE --expert mn=FILE --peft FOLDER
 
 `--averaged` writes one ordinary LoRA: the experts, each block weighed by the gate's mean over the steps of a schedule.
+`--kohya` writes that one under kohya's names (sd-scripts, musubi-tuner); the former's are ComfyUI's and diffusers'.
 `--strengths` prints one strength a step for every expert, where the gate is the same in all blocks. `--peft` writes one
 expert as an adapter that peft loads. `--gate` takes what `animate` takes: a gate file, constant:..., steps:..., ...
 """
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fantasy_core.errors import UserError, report
-from fantasy_core.experts import ExpertBank, averaged, save_expert, to_peft
+from fantasy_core.experts import ExpertBank, averaged, save_expert, to_kohya, to_peft
 from fantasy_core.flow import schedule, timestep
 from fantasy_core.gate import step_strengths, weights_at
 from fantasy_core.gate_files import load_gate
@@ -40,6 +42,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--ignore-unsupported", action="store_true", help="use LoRAs without what no expert can hold")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--averaged", type=Path, metavar="FILE", help="write one LoRA for all")
+    what.add_argument("--kohya", type=Path, metavar="FILE", help="the same under kohya's names")
     what.add_argument("--strengths", action="store_true", help="print strengths by step")
     what.add_argument("--peft", type=Path, metavar="FOLDER", help="write the one expert for peft")
     parser.add_argument("--debug", action="store_true", help="tracebacks")
@@ -72,9 +75,10 @@ def run(args: argparse.Namespace) -> None:
         to_peft(bank.expert(bank.names[0]), args.peft)
         return
     w = gate_weights(args, bank, host)
-    if args.averaged:
-        save_expert(args.averaged, averaged(bank, w.mean(0)))
-        print(f"{args.averaged}: {', '.join(bank.names)} averaged over {args.steps} steps of shift {args.shift:g}")
+    if out := args.averaged or args.kohya:
+        write = save_expert if args.averaged else to_kohya
+        write(out, averaged(bank, w.mean(0)))
+        print(f"{out}: {', '.join(bank.names)} averaged over {args.steps} steps of shift {args.shift:g}")
         return
     for name, column in zip(bank.names, step_strengths(w).T, strict=True):
         print(f"{name}: {', '.join(f'{strength:.4g}' for strength in column.tolist())}")

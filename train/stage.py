@@ -84,7 +84,7 @@ class Stage:
         self.origin = made_from({**files, "pairs": settings.pairs, "cache": settings.cache / INDEX})
         self.identity = settings.recorded | self.origin
         self.checkpoint = Checkpoint(settings.out, self.identity)
-        self.checkpoint.check()
+        self.checkpoint.check(needed=settings.resume)
         pairs = sum(len(unit.pairs) for unit in self.data.units)
         print(f"{pairs} pairs, {len(self.data)} units, {settings.iterations} iterations")
 

@@ -26,14 +26,15 @@ OFFLOAD, DISTRIBUTIONS = ("none", "blocks"), ("logit-normal", "uniform")
 # Not fp16: the gradient of a mean over two million numbers is lost below its smallest, 6e-8
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FREE = (  # not part of what a run is
-    "out", "preset", "iterations", "epochs", "save_every", "held_out_every", "held_out_pairs", "device", "shard",
-    "tracker", "sample_every", "sample_count", "sample_steps", "sample_scale", "checkpointing", "offload",
+    "out", "resume", "preset", "iterations", "epochs", "save_every", "held_out_every", "held_out_pairs", "device",
+    "shard", "tracker", "sample_every", "sample_count", "sample_steps", "sample_scale", "checkpointing", "offload",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
     out: Path = setting(help="folder of the run")
+    resume: bool = setting(False, "an error where there is nothing to go on from (a run that is there always goes on)")
     preset: str | None = setting(None, "settings to begin with, under --config and flags: paper or practical")
     pairs: Path = setting(help="pairs_DIMENSION.jsonl")
     cache: Path = setting(help="folder of train.cache")
