@@ -28,8 +28,8 @@ def videos(tmp_path_factory) -> Path:
 
 
 def test_files_are_judged_as_the_table_judges(videos):
-    """What is in memory and what comes back from the files: lip sync and motion within 0.02, quality within 1 dB of
-    what is left after the drawing is fitted (H.264 at crf 8)."""
+    """What is in memory and what comes back from the files: lip sync and motion within 0.02, quality within 1.5 dB of
+    what is left after the drawing is fitted: an error of 45 dB, such as H.264's at crf 8, takes 1.4 dB of 41."""
     methods = [f"{name}={videos / name}" for name in ("real", "base", "experts")]
     out = videos / "evaluation"
     assert evaluate(["--method", *methods, "--metrics", "judge", "--out", str(out), "--workers", "0"]) == 0
@@ -43,8 +43,8 @@ def test_files_are_judged_as_the_table_judges(videos):
         for name, video in wanted.items():
             direct = score(video, clips)
             for d in DIMENSIONS:
-                cell = told["cells"][name][d]
-                assert cell["mean"] == pytest.approx(float(direct[d].mean()), abs=1.0 if d == "vq" else 0.02), (name, d)
+                cell, known = told["cells"][name][d]["mean"], float(direct[d].mean())
+                assert cell == pytest.approx(known, abs=1.5 if d == "vq" else 0.02), (name, d)
     assert told["cells"]["base"]["ls"] != told["cells"]["experts"]["ls"]
 
 
