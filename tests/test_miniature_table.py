@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fantasy_core.experts import load_expert
 from fantasy_core.pair_rules import DIMENSIONS
 from train.miniature_report import difference, gap, standing
-from train.miniature_rows import Size
+from train.miniature_rows import RANKS, Size
 from train.miniature_table import make_table
 
 SMALL = Size(
@@ -57,6 +58,22 @@ def test_made_again_the_table_is_the_same_and_nothing_is_sampled(table):
     again = make_table(out, split="validation", full=False, size=SMALL)
     assert again == result
     assert times == {file: file.stat().st_mtime_ns for file in out.glob("scores_validation/*")}
+
+
+@pytest.mark.slow
+def test_with_its_ablations(table):
+    """From the same folder: IPO, SimPO, gates of other kinds and ranks, experts in a part of the steps or blocks are
+    rows too, and what was there stays as it was. (A schedule is fitted to 200 rollouts, too many for a test.)"""
+    out, plain = table
+    before = {file: file.read_bytes() for file in out.glob("*-0/*.safetensors")}
+    rows = make_table(out, split="validation", full=True, size=SMALL)["rows"]
+    added = rows.keys() - plain["rows"].keys()
+    assert {"ipo", "simpo", "tlpo_softmax", "tlpo_module_level", "ls_late_steps", "vq_first_blocks"} <= added
+    assert {f"tlpo_rank{rank}" for rank in RANKS} <= added and rows["tlpo"] == plain["rows"]["tlpo"]
+    assert all(np.isfinite(row[d]["mean"]) for row in rows.values() for d in DIMENSIONS)
+    assert all(file.read_bytes() == content for file, content in before.items())
+    held = load_expert(out / "mn_rank4-0" / "mn.safetensors")
+    assert {pair.rank for pair in held.pairs.values()} == {4}
 
 
 # ---- statistics ----

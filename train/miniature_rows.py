@@ -33,6 +33,7 @@ class Size:
 
 
 STANDARD = Size()
+RANKS = (2, 4, 16, 32)  # of the experts and so under their gate, beside 8: a quarter, half, twice and four times
 LABELS = {"mn": "motion", "ls": "lip sync", "vq": "quality"}
 HALF, BLOCKS = STEPS // 2, 4  # of the miniature
 PARTS = (
@@ -46,6 +47,7 @@ CLAIMS = (  # better, worse, in what
     *((name, "baseline", d) for name in ("tlpo_printed", "tlpo") for d in DIMENSIONS),
     *(("tlpo_printed", name, "gap") for name in ("dpo", "sft", "average", "sum", "ipo", "simpo")),
     *(("tlpo", name, "gap") for name in ("dpo", "dpo_mean", "dpo_mined", "sft", "sft_mined", "average", "sum")),
+    *(("tlpo_printed", f"tlpo_rank{rank}", "gap") for rank in RANKS),
     *(("fitted", name, "gap") for name in ("sum", "tlpo", "dpo_mined", "sft")),
     *(
         ("tlpo", f"tlpo_{name}", "gap")
@@ -54,9 +56,11 @@ CLAIMS = (  # better, worse, in what
 )
 
 
-def experts_of(out: Path, size: Size, seed: int) -> dict[str, Path]:
-    """The files of the three experts; gates of more seeds than these begin again with the first."""
-    return {d: out / f"{d}-{seed % size.seeds}" / f"{d}.safetensors" for d in DIMENSIONS}
+def experts_of(out: Path, size: Size, seed: int, rank: int | None = None) -> dict[str, Path]:
+    """The files of the three experts, of another rank if it is given; gates of more seeds than these begin again with
+    the first."""
+    of = f"_rank{rank}" if rank else ""
+    return {d: out / f"{d}{of}-{seed % size.seeds}" / f"{d}.safetensors" for d in DIMENSIONS}
 
 
 def rows_of(out: Path, size: Size, ablations: Sequence[str]) -> list[Row]:
@@ -70,9 +74,9 @@ def rows_of(out: Path, size: Size, ablations: Sequence[str]) -> list[Row]:
         seeds = range(size.seeds)
         return Row(name, label, tuple(Experts(experts_of(out, size, s), f"constant:{weight:.6f}") for s in seeds))
 
-    def gated(name: str, label: str, seeds: int) -> Row:
+    def gated(name: str, label: str, seeds: int, rank: int | None = None) -> Row:
         gates = (str(out / f"{name}-{seed}" / "gate.safetensors") for seed in range(seeds))
-        return Row(name, label, tuple(Experts(experts_of(out, size, s), gate) for s, gate in enumerate(gates)))
+        return Row(name, label, tuple(Experts(experts_of(out, size, s, rank), gate) for s, gate in enumerate(gates)))
 
     def part(dimension: str, where: str, gate: str) -> Row:
         """An expert of the first seed that acts in some steps or blocks only."""
@@ -98,5 +102,6 @@ def rows_of(out: Path, size: Size, ablations: Sequence[str]) -> list[Row]:
     if ablations:
         rows += [single("ipo", "IPO, one LoRA"), single("simpo", "SimPO, one LoRA")]
         rows += [gated(f"tlpo_{name}", f"TLPO, {name.replace('_', ' ')}", size.gate_seeds) for name in ablations]
+        rows += [gated(f"tlpo_rank{r}", f"TLPO as printed, rank {r}", size.seeds, r) for r in RANKS]
         rows += [part(dimension, where, gate) for dimension in DIMENSIONS for where, gate in PARTS]
     return rows

@@ -34,7 +34,7 @@ from train.miniature_candidates import SHIFT, STEPS, make_candidates
 from train.miniature_evaluate import Experts
 from train.miniature_report import Protocol, Row, compare, judge_rows, write_report
 from train.miniature_rollouts import make_rollouts
-from train.miniature_rows import CLAIMS, STANDARD, Size, experts_of, rows_of
+from train.miniature_rows import CLAIMS, RANKS, STANDARD, Size, experts_of, rows_of
 
 KEPT = {"reference-errors": "cached", "reference-draws": 8}
 LOOP = {"form": "joint", "batch": 8, "warmup": 10, "final-lr": 0.1, "shift": 8, "beta": 1000, "held-out-every": 0}
@@ -128,6 +128,8 @@ class Table:
             jobs.append(self.lora("dpo", "full", real, world, seed))
             jobs.append(self.lora("dpo_mean", "full", by_mean, world, seed))
             jobs.append(self.lora("sft", "full", real, world, seed, loss="sft", **NO_ANCHOR))
+            for rank in RANKS if self.full else ():
+                jobs += [self.lora(f"{d}_rank{rank}", d, real, world, seed, rank=rank) for d in DIMENSIONS]
         in_parallel(jobs, "experts and single LoRAs")
 
         own, jobs = [], []
@@ -148,6 +150,7 @@ class Table:
         if self.full:
             for seed in range(size.seeds):
                 jobs.append(self.lora("ipo", "full", real, world, seed, loss="ipo"))
+                jobs += [self.gate(f"tlpo_rank{r}", real, world, seed, PRINTED, rank=r) for r in RANKS]
                 jobs.append(self.lora("simpo", "full", real, world, seed, loss="simpo", beta=0, lr=3e-4, **NO_ANCHOR))
         in_parallel(jobs, "gates and controls")
         if size.rollouts:
@@ -164,10 +167,10 @@ class Table:
         files = {"pairs": pairs / f"pairs_{dimension}.jsonl", "cache": world.cache, "out": self.out / f"{name}-{seed}"}
         return Job("train.expert", flags(told | {"seed": seed} | files), self.out / f"{name}-{seed}.txt")
 
-    def gate(self, name: str, pairs: Path, world: World, seed: int, settings: dict) -> Job:
+    def gate(self, name: str, pairs: Path, world: World, seed: int, settings: dict, rank: int | None = None) -> Job:
         told = LOOP | {"iterations": self.size.gate_iterations, "seed": seed} | settings
         files = {"pairs": pairs / "pairs_full.jsonl", "cache": world.cache, "out": self.out / f"{name}-{seed}"}
-        named = tuple(f"{name}={path}" for name, path in experts_of(self.out, self.size, seed).items())
+        named = tuple(f"{name}={path}" for name, path in experts_of(self.out, self.size, seed, rank).items())
         return Job("train.gate", ("--expert", *named, *flags(told | files)), self.out / f"{name}-{seed}.txt")
 
     def fit(self, seed: int) -> Job:
