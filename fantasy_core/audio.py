@@ -202,17 +202,16 @@ def normalised(waveform: Tensor) -> Tensor:
 
 def check_voice(waveform: Tensor, rate: int = SAMPLE_RATE, name: str = "the voice") -> Tensor:
     """`waveform` [n] itself when it can be a voice; a UserError when it is too short to encode, NaN or silent."""
-    shortest, got = math.ceil(RECEPTIVE * rate / SAMPLE_RATE), None
+    shortest, got, kind = math.ceil(RECEPTIVE * rate / SAMPLE_RATE), None, NoSound
     if len(waveform) < shortest:
         got = f"{len(waveform)} samples at {rate} Hz" if len(waveform) else "no samples"
     elif not torch.isfinite(waveform).all():
-        got = f"{int((~torch.isfinite(waveform)).sum())} NaN or infinite samples"
+        got, kind = f"{int((~torch.isfinite(waveform)).sum())} NaN or infinite samples", UserError
     elif (loudest := float(waveform.abs().max())) > LOUDEST:
-        got = f"samples up to {loudest:.1e}: broken, for sound is between -1 and 1"
+        got, kind = f"samples up to {loudest:.1e}: broken, for sound is between -1 and 1", UserError
     elif (peak := float((waveform - waveform.mean()).abs().max())) < SILENCE:
         got = f"silence: the loudest sample is {peak:.1e}, below {SILENCE:g} (-80 dB)"
     if got:
         expected = f"a voice one can hear, {shortest} samples ({shortest / rate * 1000:.0f} ms) or longer"
-        kind = UserError if "NaN" in got or "broken" in got else NoSound
         raise kind(f"{name} holds no voice", got=got, expected=expected, do="check the recording in a player")
     return waveform

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from fantasy_core.errors import UserError, some
 from fantasy_core.media import frame_times
 from fantasy_core.progress import Progress
 from fantasy_core.weights import open_tensors
-from train.tables import rows_of
+from train.tables import videos_once
 
 SAME_RATE = 0.01  # share by which a frame rate may differ
 
@@ -32,14 +31,7 @@ class Source:
 def read_sources(videos: Path, masks: Path | None) -> list[Source]:
     """The rows of videos.jsonl or .parquet. Raises UserError for an id that comes twice, and for a video or a mask that
     is not there."""
-    sources = list(rows_of(videos, Source))
-    if twice := [name for name, count in Counter(source.video for source in sources).items() if count > 1]:
-        raise UserError(
-            f"{videos} is no list of videos",
-            got=f"more than once: {some(twice)}",
-            expected="every video once: the cache holds one by each id",
-            do="correct the file",
-        )
+    sources = videos_once(videos, Source)
     for source in sources:
         media.check_file(videos.parent / source.path, f"video {source.video}")
         if masks is not None:

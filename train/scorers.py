@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,9 +17,9 @@ from fantasy_core.critic.asked import Views
 from fantasy_core.critic.critic import Answer, Critic, Score, combine
 from fantasy_core.critic.files import face_finder, show_file
 from fantasy_core.critic.shown import RATE, Shown
-from fantasy_core.errors import NoFace, UserError, some
+from fantasy_core.errors import NoFace, UserError
 from fantasy_core.pair_rules import DIMENSIONS
-from train.tables import rows_of
+from train.tables import videos_once
 
 MOVES = 1e-5  # of z: what is fed to the model moves it by more
 LATE = RATE // 2  # samples of the canary's shifted sound
@@ -44,16 +43,7 @@ class Video:
 def read_videos(path: Path) -> list[Video]:
     """The lines of videos.jsonl, or of a parquet file of the same columns. Raises UserError for a video that is there
     twice, and for a file without any."""
-    videos = list(rows_of(path, Video))
-    twice = [name for name, count in Counter(video.video for video in videos).items() if count > 1]
-    if twice or not videos:
-        raise UserError(
-            f"{path} is no list of videos",
-            got=f"more than once: {some(twice)}" if twice else "no line",
-            expected="every video once",
-            do="correct the file" if twice else "give the videos.jsonl of a stage that made videos",
-        )
-    return videos
+    return videos_once(path, Video)
 
 
 def no_number(told: Mapping[str, float | None]) -> UserError | None:

@@ -18,6 +18,7 @@ from fantasy_core.media.files import replacing
 from fantasy_core.progress import Progress
 from train.label_studio import addresses, shuffled, task
 from train.run import read_rows, write_rows
+from train.tables import videos_once
 
 STUDY = "study_videos"  # of a study's folder: the files by names that tell nothing, and the list that tells whose
 
@@ -46,7 +47,7 @@ class Videos:
     def of(cls, path: Path, *, believed: bool = True) -> Videos:
         """The videos of a videos.jsonl. believed: hashes of the list are not made again. Raises UserError for a list
         that is none, for a file that is not there, if it is hashed, and for one that is another than the list says."""
-        rows = {row.video: row for row in _once(path, list(read_rows(path, Listed)))}
+        rows = {row.video: row for row in videos_once(path, Listed)}
         files = {name: path.parent / row.path for name, row in rows.items()}
         asked = [name for name, row in rows.items() if not (row.sha256 and believed)]
         changed = []
@@ -72,18 +73,6 @@ class Videos:
         urls = addresses({name: self.files[name] for name, _ in wanted}, root, prefix)
         made = (task(name, urls[name], self.rows[name].sha256, dimension) for name, dimension in wanted)
         return shuffled(made, seed)
-
-
-def _once(path: Path, rows: list[Listed]) -> list[Listed]:
-    twice = [name for name, n in Counter(row.video for row in rows).items() if n > 1]
-    if twice or not rows:
-        raise UserError(
-            f"{path} is no list of videos",
-            got=f"more than once: {some(twice)}" if twice else "no line",
-            expected="every video once",
-            do="correct the file",
-        )
-    return rows
 
 
 # ---- a study ----

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -225,6 +226,20 @@ def rows_of(path: Path, kind: type[Row]) -> Iterator[Row]:
     for batch in read_columns(path, kinds, needed).to_batches(WRITTEN_AT_ONCE):
         for row in batch.to_pylist():
             yield kind(**{name: value for name, value in row.items() if value is not None})
+
+
+def videos_once(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a list of videos, one or more. Raises UserError for a `video` that is there twice, and for none."""
+    rows = list(rows_of(path, kind))
+    twice = [name for name, count in Counter(row.video for row in rows).items() if count > 1]  # type: ignore[attr-defined]
+    if twice or not rows:
+        raise UserError(
+            f"{path} is no list of videos",
+            got=f"more than once: {some(twice)}" if twice else "no line",
+            expected="every video once",
+            do="correct the file" if twice else "give the videos.jsonl of a stage that made videos",
+        )
+    return rows
 
 
 # ---- writing ----
